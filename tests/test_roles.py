@@ -31,7 +31,7 @@ COMMANDS = [
     if isinstance(found, type) and issubclass(found, Settings) and not found.__name__.endswith("Options")
 ]
 # Lists of texts that are not files. A new list must be added here, or say what its files are read for.
-NO_FILES = {"groups", "include", "exclude", "layers", "modules", "targets", "names", "aligned", "supervised"}
+NO_FILES = {"groups", "to", "include", "exclude", "layers", "modules", "targets", "names", "aligned", "supervised"}
 READERS = {
     "read",
     "read_pairs",
@@ -118,7 +118,7 @@ def test_the_role_of_an_evaluation_is_its_split(split: str | None, use: set[str]
 
 HANDLING = {"overwrite", "resume", "dry_run", "log_with"}
 SCHEDULING = {"checkpoint_every", "shard_base", "workers", "allow_tested", "storage", "study"}
-OUTPUTS = {"out", "predictions", "plot", "csv", "markdown", "document"}
+OUTPUTS = {"out", "predictions", "plot", "csv", "table", "markdown", "document"}
 SCORING = {"task", "dev", "rows", "max_new_tokens"}
 AFTERWARDS = {
     settings.BakeSettings: SCORING | {"shard_size"},

@@ -192,6 +192,7 @@ def test_every_setting_of_text_is_an_input_an_output_or_a_plain_value(command: s
             "study",
             "vary",
             "groups",
+            "to",
         ),
         *("layer", "mixup_layer", "source_tag", "saved", "prompt", "names", "pair_rows"),
         *("metric", "scorer", "base_id", "encoder_id"),

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Unpack
 
 import torch
+from torch import Tensor
 
 from ..algebra import concatenate
 from ..algebra.spectra import dense_singular_values, spectral_distance, spectral_norm
-from ..errors import IncompatibleAdapters, ModelError, PlanError
+from ..errors import IncompatibleAdapters, ModelError, OutputError, PlanError
 from ..io.files import write_whole
 from ..models.devices import pick_device
-from ..models.location import OUTSIDE, locations
+from ..models.location import OUTSIDE, ModuleLocation, locations
 from ..options.paths import check_file_not_input, check_replaceable
 from ..progress import SILENT, Watcher
 from .figures import check_file
@@ -22,18 +24,20 @@ from .spectrum_inputs import Updates, Weights, beyond_factors, open_side
 from .spectrum_report import Scaling, SpectrumReport
 
 Side = Weights | Updates
+Measure = Callable[[str, str], Scaling]
 
 
 def spectrum(
     model_a: str | Path,
-    model_b: str | Path,
+    model_b: str | Path | Sequence[str | Path],
     *,
     csv: str | Path | None = None,
+    table: str | Path | None = None,
     device: str = "auto",
     watch: Watcher = SILENT,
     **chosen: Unpack[Globs],
 ) -> SpectrumReport:
-    r"""Compare the singular values of two models, weight by weight.
+    r"""Compare the singular values of a base and of other models, weight by weight.
 
     For each matrix that both have, with its singular values $\sigma$ in descending order:
 
@@ -49,8 +53,9 @@ def spectrum(
 
     Args:
         model_a: The base: checkpoint folder, adapter folder, or Hub id, optionally with @REVISION.
-        model_b: The other one, of the same kind, or an adapter of the base.
-        csv: File for a table with one row per module.
+        model_b: One or several others, each of the same kind, or an adapter of the base.
+        csv: File for a table with one row per model and module.
+        table: File for the table of layers and models, `.md` for Markdown or `.csv`; see `ScalingTable`.
         device: Device of the computation: auto, cpu, cuda or cuda:N.
         watch: Receives progress.
         chosen: The modules to compare; as in `selection.select`. Default all matrices inside the blocks.
@@ -62,44 +67,133 @@ def spectrum(
         ModelError: a model is missing or damaged, or the two share no weight.
         IncompatibleAdapters: the adapter does not match the checkpoint.
         PlanError: a glob matches no module, or the adapter is the first model.
-        OutputError: the CSV file cannot be written.
+        OutputError: an output file cannot be written.
 
     Reference: Ji et al., Can Machine Translation Bridge Multilingual Pretraining and Cross-lingual Transfer Learning?,
     LREC-COLING 2024, arXiv 2403.16777, appendix B.2 and table 5.
     """
-    if csv is not None:
-        check_file(Path(csv), "--csv")
-        check_file_not_input(Path(csv), (model_a, model_b))
-        check_replaceable(Path(csv), "csv")
+    others = [model_b] if isinstance(model_b, str | Path) else list(model_b)
+    _check_outputs(csv, table, [model_a, *others])
     target = pick_device(device)
-    a, b = open_side(str(model_a)), open_side(str(model_b))
-    compared, measure = _measure(a, b, target)
-    pairs, notes = _pairs(a, b)
-    notes += tuple(note for side in (a, b) if isinstance(side, Updates) for note in beyond_factors(side.source.meta))
+    base = open_side(str(model_a))
+    sides = [open_side(str(other)) for other in others]
+    reading = _Reading(target)
+    pending = [_pending(base, side, reading, target, chosen) for side in sides]
+    paths = dict.fromkeys(path for each in pending for path in each.locations)
+    with watch.track("spectrum", sum(len(each.locations) for each in pending)) as advance:
+        for path in paths:  # the weight of the base is decomposed once for all models
+            for each in pending:
+                if path in each.locations:
+                    each.numbers[path] = each.measure(path, each.pairs[path])
+                    advance(1, path)
+    reports = [each.report(base.reference) for each in pending]
+    report = replace(reports[0], others=tuple(reports[1:]))
+    if csv is not None:
+        write_whole(Path(csv), report.csv())
+    if table is not None:
+        form = report.table().csv() if Path(table).suffix == ".csv" else report.table().markdown()
+        write_whole(Path(table), form.encode())
+    return report
+
+
+def _check_outputs(csv: str | Path | None, table: str | Path | None, models: Sequence[str | Path]) -> None:
+    """Refuse files that could not be written, before any work is done.
+
+    Raises:
+        OutputError: there is no such folder, or the file is an input or another file that must not be replaced.
+    """
+    for form, path in (("csv", csv), ("table", table)):
+        if path is not None:
+            check_file(Path(path), f"--{form}")
+            check_file_not_input(Path(path), models)
+            check_replaceable(Path(path), form)
+    if table is not None and Path(table).suffix not in (".md", ".csv"):
+        raise OutputError(
+            f"--table must be a file of Markdown or CSV, such as table.md or table.csv, got {str(table)!r}.",
+            code="spectrum.table-form",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pending:
+    """The comparison of the base with one model, before and while its numbers are computed.
+
+    Args:
+        side: The model.
+        compared: Kind of comparison in words.
+        measure: Computes the numbers of a pair of paths.
+        pairs: Path in the model of each matrix of the base.
+        locations: Locations of the selected paths of the base, in the order of the model.
+        notes: Reasons for missing numbers.
+        numbers: The numbers so far.
+    """
+
+    side: Side
+    compared: str
+    measure: Measure
+    pairs: Mapping[str, str]
+    locations: Mapping[str, ModuleLocation]
+    notes: tuple[str, ...]
+    numbers: dict[str, Scaling] = field(default_factory=dict)
+
+    def report(self, base: str) -> SpectrumReport:
+        """Return the report once all numbers are there."""
+        return SpectrumReport(
+            a=base,
+            b=self.side.reference,
+            compared=self.compared,
+            modules={path: self.numbers[path] for path in self.locations},
+            locations=self.locations,
+            notes=self.notes,
+        )
+
+
+def _pending(base: Side, side: Side, reading: _Reading, device: torch.device, chosen: Globs) -> _Pending:
+    """Match a model's matrices with those of the base, and select those to compare.
+
+    Raises:
+        AdapterMixError: as `spectrum`.
+    """
+    compared, measure = _measure(base, side, reading, device)
+    pairs, notes = _pairs(base, side)
+    notes += tuple(
+        note for each in (base, side) if isinstance(each, Updates) for note in beyond_factors(each.source.meta)
+    )
     located = locations(pairs)
     paths = select(located, **chosen)
     if not paths:
         raise ModelError(
-            f"{a.reference} and {b.reference} must share a selected matrix inside their blocks, and share no such "
-            "matrix. Select others with --include, or exclude fewer.",
+            f"{base.reference} and {side.reference} must share a selected matrix inside their blocks, and share no "
+            "such matrix. Select others with --include, or exclude fewer.",
             code="spectrum.no-shared-selection",
         )
-    numbers = {}
-    with watch.track("spectrum", len(paths)) as advance:
-        for path in paths:
-            numbers[path] = measure(path, pairs[path])
-            advance(1, path)
-    report = SpectrumReport(
-        a=a.reference,
-        b=b.reference,
+    return _Pending(
+        side=side,
         compared=compared,
-        modules=numbers,
+        measure=measure,
+        pairs=pairs,
         locations={path: located[path] for path in paths},
         notes=notes,
     )
-    if csv is not None:
-        write_whole(Path(csv), report.csv())
-    return report
+
+
+class _Reading:
+    """Reads the base's weights with their singular values; the last one stays in memory for the next model.
+
+    Args:
+        device: Device of the computation.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._path, self._last = "", (torch.empty(0), torch.empty(0))
+
+    def __call__(self, base: Weights, path: str) -> tuple[Tensor, Tensor]:
+        """Return a weight of the base and its singular values, descending."""
+        if self._path != path:
+            weight = base.load(path).to(self._device)
+            self._path, self._last = path, (weight, dense_singular_values(weight))
+        return self._last
 
 
 def _pairs(a: Side, b: Side) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -172,10 +266,7 @@ def _fits(a: Side, path: str, b: Side, theirs: str) -> bool:
     return one == other or (may_be_transposed and one == other[::-1])
 
 
-Measure = Callable[[str, str], Scaling]
-
-
-def _measure(a: Side, b: Side, device: torch.device) -> tuple[str, Measure]:
+def _measure(a: Side, b: Side, reading: _Reading, device: torch.device) -> tuple[str, Measure]:
     """Return the kind of comparison in words, and the function that compares one pair of paths.
 
     Raises:
@@ -184,11 +275,11 @@ def _measure(a: Side, b: Side, device: torch.device) -> tuple[str, Measure]:
     if isinstance(a, Updates) and isinstance(b, Updates):
         return "adapters", lambda ours, theirs: _of_deltas(a, b, ours, theirs)
     if isinstance(a, Weights) and isinstance(b, Updates):
-        return "base and base with adapter", lambda ours, theirs: _of_update(a, b, ours, theirs, device)
+        return "base and base with adapter", lambda ours, theirs: _of_update(a, b, ours, theirs, reading(a, ours))
     if isinstance(a, Weights) and isinstance(b, Weights):
-        return "checkpoints", lambda ours, theirs: _of_weights(a, b, ours, theirs, device)
+        return "checkpoints", lambda ours, theirs: _of_weights(reading(a, ours), b.load(theirs).to(device))
     raise PlanError(
-        f"the base must be the first model, and {a.reference} is an adapter. Swap MODEL_A and MODEL_B.",
+        f"the base must be the first model, and {a.reference} is an adapter. Put {b.reference} first.",
         code="spectrum.order",
     )
 
@@ -197,12 +288,11 @@ def _unchanged(norm: float) -> Scaling:
     return Scaling(norm_a=norm, norm_b=norm, distance=0.0, difference_norm=0.0, stable_rank=0.0)
 
 
-def _of_weights(a: Weights, b: Weights, ours: str, theirs: str, device: torch.device) -> Scaling:
-    first, second = a.load(ours).to(device), b.load(theirs).to(device)
+def _of_weights(base: tuple[Tensor, Tensor], second: Tensor) -> Scaling:
+    first, sigma = base
     dtype = torch.promote_types(first.dtype, second.dtype)
     first, second = first.to(dtype), second.to(dtype)
     second = second if second.shape == first.shape else second.T
-    sigma = dense_singular_values(first)
     norm = float(torch.linalg.vector_norm(sigma))
     if torch.equal(first, second):
         return _unchanged(norm)
@@ -220,15 +310,14 @@ def _of_weights(a: Weights, b: Weights, ours: str, theirs: str, device: torch.de
     )
 
 
-def _of_update(a: Weights, b: Updates, ours: str, theirs: str, device: torch.device) -> Scaling:
+def _of_update(a: Weights, b: Updates, ours: str, theirs: str, base: tuple[Tensor, Tensor]) -> Scaling:
     frame = b.frame(theirs, b.load(theirs))
-    weight = a.load(ours).to(device)
-    sigma = dense_singular_values(weight)
+    weight, sigma = base
     norm = float(torch.linalg.vector_norm(sigma))
     if not frame.rank:
         return _unchanged(norm)
     shape = b.matrices[theirs]
-    left, right = (frame.left * frame.sigma).to(device), frame.right.to(device)
+    left, right = (frame.left * frame.sigma).to(weight.device), frame.right.to(weight.device)
     # GPT-2's Conv1D stores [in out], which cannot be detected for a square weight.
     flipped = a.matrices[ours] != shape or (b.source.meta.fan_in_fan_out and shape[0] == shape[1])
     other = dense_singular_values(weight.double() + (right @ left.T if flipped else left @ right.T))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ..io.json_types import JsonObject
 from ..models.location import ModuleLocation, kinds_of, layers_of, mean
+from .spectrum_table import ScalingTable, scaling_table
 
 _FIELDS = ("norm_a", "norm_b", "ratio", "distance", "relative_distance", "difference_norm", "stable_rank")
 
@@ -51,7 +52,7 @@ def _ratio(value: float, reference: float) -> float | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpectrumReport:
-    """Singular-value scaling from model A, the base, to model B.
+    """Singular-value scaling from model A, the base, to model B, and to further models.
 
     Args:
         a: The base's folder or Hub id.
@@ -60,6 +61,7 @@ class SpectrumReport:
         modules: Numbers per module path, as A names it.
         locations: Layer and kind of each of these modules.
         notes: Modules that were left out, with reasons.
+        others: The reports of further models with the same base.
     """
 
     a: str
@@ -68,6 +70,7 @@ class SpectrumReport:
     modules: Mapping[str, Scaling]
     locations: Mapping[str, ModuleLocation]
     notes: tuple[str, ...] = ()
+    others: tuple[SpectrumReport, ...] = ()
 
     @property
     def layers(self) -> dict[str, tuple[str, ...]]:
@@ -107,8 +110,20 @@ class SpectrumReport:
         of_kind = set(self.kinds.get(kind, ()))
         return self.together(path for path in self.layers.get(layer, ()) if path in of_kind)
 
+    def table(self) -> ScalingTable:
+        """Return the table of layers and all models, in the form of the paper's appendix."""
+        reports = [self, *self.others]
+        located = {path: location for report in reports[::-1] for path, location in report.locations.items()}
+        ordered = dict(sorted(located.items(), key=lambda item: item[1].order))
+        numbers = [{path: (m.norm_a, m.norm_b, m.distance) for path, m in report.modules.items()} for report in reports]
+        return scaling_table([_short(self.a), *(_short(report.b) for report in reports)], numbers, ordered)
+
     def document(self) -> JsonObject:
-        """Return the JSON document of `adaptermix spectrum`."""
+        """Return the JSON document of `adaptermix spectrum`: the first model's, the table, and those of the others."""
+        document = self._document() | {"table": self.table().document()}
+        return document | ({"others": [report._document() for report in self.others]} if self.others else {})
+
+    def _document(self) -> JsonObject:
         return {
             "a": self.a,
             "b": self.b,
@@ -123,13 +138,17 @@ class SpectrumReport:
         }
 
     def csv(self) -> bytes:
-        """Return a table with one row per module; a ratio to a zero weight is an empty cell."""
+        """Return a table with one row per model and module; a ratio to a zero weight is an empty cell."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["module", "layer", "kind", *_FIELDS])
-        for path, numbers in self.modules.items():
-            values = numbers.document()
-            writer.writerow(
-                [path, self.locations[path].layer, self.locations[path].kind, *(values[f] for f in _FIELDS)]
-            )
+        writer.writerow(["module", "layer", "kind", *_FIELDS, "model"])
+        for report in (self, *self.others):
+            for path, numbers in report.modules.items():
+                values, location = numbers.document(), report.locations[path]
+                writer.writerow([path, location.layer, location.kind, *(values[f] for f in _FIELDS), report.b])
         return text.getvalue().encode()
+
+
+def _short(reference: str) -> str:
+    """Return the last part of a model's path or Hub id."""
+    return reference.rstrip("/").rpartition("/")[2] or reference

@@ -105,7 +105,27 @@ def _show_pairs(result: Inspection, console: Console) -> None:
 
 
 def show_spectrum(report: SpectrumReport, settings: SpectrumSettings, console: Console) -> None:
-    """Show how the singular values of two models differ."""
+    """Show how the singular values of the models differ from those of the base."""
+    if report.others:
+        _show_table(report, console)
+    else:
+        _show_pair(report, console)
+    for path in filter(None, (settings.csv, settings.table)):
+        console.say(f"wrote {path}")
+
+
+def _show_table(report: SpectrumReport, console: Console) -> None:
+    table = report.table()
+    console.say(f"Singular values of {len(table.models)} models: norm, and distance d to {report.a}")
+    console.table(*table.by_layer())
+    console.say("")
+    console.table(*table.ratios())
+    for each in (report, *report.others):
+        for note in each.notes:
+            console.note(f"{each.b}: {note}.", "  ")
+
+
+def _show_pair(report: SpectrumReport, console: Console) -> None:
     console.say(
         f"Singular values of {report.a} (A) and {report.b} (B): {report.compared}, {len(report.modules)} modules"
     )
@@ -128,5 +148,3 @@ def show_spectrum(report: SpectrumReport, settings: SpectrumSettings, console: C
     console.table(["module", "ratio B/A", "d", "d / norm A"], rows)
     for note in report.notes:
         console.note(f"{note}.", "  ")
-    if settings.csv:
-        console.say(f"wrote {settings.csv}")

@@ -64,7 +64,7 @@ def show_comparison(result: Systems, settings: CompareSettings, console: Console
     if result.baseline:
         console.say(
             "  p: two-sided, corrected for the number of systems (Holm); *: a language that differs from "
-            f"'{result.baseline}' at 5 %, corrected for systems times languages"
+            f"'{result.baseline}' at 5 %, corrected for systems times languages; ±: standard deviation over runs"
         )
     for note in result.notes:
         console.note(note, "  ")
@@ -87,6 +87,9 @@ def show_retrieval(result: Retrieval, settings: RetrieveSettings, console: Conso
     console.say(f"  mean of even layers: {headlines} over {len(result.n)} directions")
     if above := result.above_base():
         console.say(f"  above the base: {above.value:+.3f} ({above.low:+.3f} to {above.high:+.3f}), paired by sentence")
+    for system, ours in zip(systems, ("", "base "), strict=False):
+        for group, score in system.group_scores().items():
+            console.say(f"  {ours}group {group}: {score.value:.3f} ({score.low:.3f} to {score.high:.3f})")
     if result.correlation:
         correlation = result.correlation
         console.say(

@@ -223,18 +223,20 @@ _ALL = (
     ),
     Command(
         name="spectrum",
-        summary="Compare singular values of two models per layer and module.",
+        summary="Compare singular values of models with a base, per layer and module.",
         options="SpectrumSettings",
         function="spectrum",
         run="analysis:spectrum",
         takes_fields=True,
         show="show_analysis:show_spectrum",
-        notes="MODEL_A is the base. Cells are 'norm of the singular values of A -> of B (distance d)'. With an adapter "
-        "as MODEL_B the base is compared with base and adapter together; two adapters are compared by their deltas.\n\n"
+        notes="With one MODEL, cells are 'norm of the singular values of the base -> of the model (distance d)'; "
+        "several make one table in the form of the MT continued-pretraining paper. With an adapter as MODEL the base "
+        "is compared with base and adapter together; if all are adapters, their deltas are compared.\n\n"
         "Singular values are computed in float64, by an SVD up to a shorter side of 1024, beyond that from the Gram "
         "matrix.\n\n"
         "Give the models before the options that take several values.\n\n"
-        "Example: adaptermix spectrum BASE TUNED --layers 0-11 --modules q_proj k_proj --csv scaling.csv",
+        "Example: adaptermix spectrum BASE TUNED --layers 0-11 --modules q_proj k_proj --csv scaling.csv\n\n"
+        "Example: adaptermix spectrum mbart-large-50 mbart-m2m mbart-m2o --layers 'encoder.*' --table scaling.md",
     ),
     Command(
         name="push",

@@ -1,7 +1,8 @@
 """Scores per language, and translation retrieval per layer."""
 
 from .compare import Systems, compare_systems
-from .retrieval import Retrieval, retrieve
+from .retrieval import retrieve
+from .retrieval_report import Retrieval
 from .run import Comparison, Evaluation, evaluate
 from .score import Score, mean_score, paired_difference
 

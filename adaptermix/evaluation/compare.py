@@ -10,10 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..errors import DataError, OutputError, PlanError, UsageError
+from ..errors import DataError, OutputError, UsageError
 from ..io.files import write_whole
 from ..io.json_types import JsonObject
-from ..models.languages import canonical_language
 from ..options import CompareSettings
 from ..options.paths import holds_output
 from ..progress import SILENT, Watcher
@@ -22,9 +21,12 @@ from ..tasks.base import remarks
 from ..tasks.data.tables import Row
 from ..tasks.tagged import from_entry
 from .compare_tables import read_columns, side_by_side
-from .score import CONFIDENCE, RowStatistics, Score, by_role, count_rows, documents
+from .score import CONFIDENCE, RowStatistics, Score, by_role, count_rows, documents, known_languages
 from .significance import Draws, p_values
-from .system_scores import Scored, group_means, over_runs, shares_of_gap
+from .system_scores import Deviations, Scored, deviations, group_means, over_runs, shares_of_gap
+
+Table = tuple[list[str], list[list[str]]]
+"""Titles and rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +40,7 @@ class System:
         groups: Mean over the languages of each role, averaged over runs: supervised, aligned, transfer, all.
         above: Gain of each group over the baseline.
         above_languages: Gain of each language over the baseline.
+        deviations: Standard deviations of these gains over runs and over languages.
         p_values: For the gain of the mean over all languages (`all`) and of each language, corrected by Holm: `all` for
             the number of systems, languages for the number of systems times languages.
         gap_closed: `above` as a share of the ceiling's gain over the baseline.
@@ -49,6 +52,7 @@ class System:
     groups: Mapping[str, Score]
     above: Mapping[str, Score] = field(default_factory=dict)
     above_languages: Mapping[str, Score] = field(default_factory=dict)
+    deviations: Deviations | None = None
     p_values: Mapping[str, float] = field(default_factory=dict)
     gap_closed: Mapping[str, Score] = field(default_factory=dict)
 
@@ -60,6 +64,7 @@ class System:
             "groups": documents(self.groups),
             "above": documents(self.above),
             "above_languages": documents(self.above_languages),
+            "deviations": self.deviations.document() if self.deviations else {},
             "p_values": dict(self.p_values),
             "gap_closed": documents(self.gap_closed),
         }
@@ -85,7 +90,7 @@ class Systems:
     baseline: str | None
     ceiling: str | None
     notes: Sequence[str] = ()
-    data_sets: tuple[list[str], list[list[str]]] | None = None
+    data_sets: Table | None = None
 
     def document(self) -> JsonObject:
         """Return the JSON document of `adaptermix compare`."""
@@ -99,11 +104,36 @@ class Systems:
             "tables": [[titles, *rows] for titles, rows in self.tables()],
         }
 
-    def tables(self) -> list[tuple[list[str], list[list[str]]]]:
+    def tables(self) -> list[Table]:
         """Return titles and rows of each table."""
-        return [self.table(), *([self.data_sets] if self.data_sets else [])]
+        return self._tables(self.table())
 
-    def table(self, *, wide: bool = False) -> tuple[list[str], list[list[str]]]:
+    def _tables(self, first: Table) -> list[Table]:
+        return [
+            first,
+            *([self.gains()] if any(system.deviations for system in self.systems) else []),
+            *([self.data_sets] if self.data_sets else []),
+        ]
+
+    def gains(self) -> Table:
+        """Return titles and rows of the gains over the baseline, with standard deviations.
+
+        Behind "±" is the deviation over runs, if both systems have several. For each role of several languages a column
+        has the deviation of the gains over its languages.
+        """
+        groups, languages = list(self.systems[0].groups), list(self.systems[0].languages)
+        gained = [(system, system.deviations) for system in self.systems if system.deviations]
+        uneven = [role for role in groups if gained and role in gained[0][1].languages]
+        rows = []
+        for system, over in gained:
+            cells = [_gain(system.above[role], over.runs.get(role)) for role in groups]
+            cells += [f"{over.languages[role]:.3f}" for role in uneven]
+            cells += [_gain(system.above_languages[name], over.runs_of_languages.get(name)) for name in languages]
+            rows.append([system.name, *cells])
+        titles = [f"gain over {self.baseline}", *groups, *(f"SD of {role} languages" for role in uneven), *languages]
+        return titles, rows
+
+    def table(self, *, wide: bool = False) -> Table:
         """Return titles and rows for display: groups with intervals, gap closed, then every language.
 
         Args:
@@ -129,7 +159,7 @@ class Systems:
 
     def markdown(self) -> str:
         """Return the table in Markdown, including the intervals of languages."""
-        tables = [self.table(wide=True), *([self.data_sets] if self.data_sets else [])]
+        tables = self._tables(self.table(wide=True))
         return "\n".join(
             "".join(f"| {' | '.join(line)} |\n" for line in [titles, ["---"] * len(titles), *rows])
             for titles, rows in tables
@@ -141,6 +171,10 @@ def _format(score: Score, form: str = ".3f") -> str:
         return "unknown"
     interval = "unknown" if math.isnan(score.low) else f"{score.low:{form}}, {score.high:{form}}"
     return f"{score.value:{form}} [{interval}]"
+
+
+def _gain(score: Score, over_runs: float | None) -> str:
+    return f"{score.value:+.3f}" + ("" if over_runs is None else f" ± {over_runs:.3f}")
 
 
 def _files(arguments: Sequence[str]) -> dict[str, list[Path]]:
@@ -212,14 +246,10 @@ def read_answers(path: Path, task: Task, rows: Sequence[Row]) -> list[str]:
 
 def _members(languages: Sequence[str], settings: CompareSettings) -> dict[str, list[int]]:
     """Return the indices of the languages of each role."""
-    named: dict[str, set[str]] = {}
-    for role, codes in (("supervised", settings.supervised), ("aligned", settings.aligned)):
-        named[role] = {canonical_language(code) or code for code in codes}
-        if unknown := sorted(named[role] - set(languages)):
-            raise PlanError(
-                f"--{role} must be languages of the data ({', '.join(languages)}), got {unknown[0]!r}.",
-                code="compare.languages",
-            )
+    named = {
+        role: set(known_languages(codes, languages, option=role))
+        for role, codes in (("supervised", settings.supervised), ("aligned", settings.aligned))
+    }
     members = by_role(languages, named["supervised"], named["aligned"])
     return {role: [languages.index(name) for name in names] for role, names in members.items()}
 
@@ -291,10 +321,8 @@ def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Sy
         both = zip(rows.items(), draws, strict=True)
         return {key: scored.interval(names, each, n=n, least=least) for (key, n), each in both}
 
-    chances: Mapping[str, Mapping[str, float]] = {}
-    if baseline:
-        by_language = {name: over_runs(draws, settings.seed) for name, draws in values.items()}
-        chances = p_values(by_language, means, list(members).index("all"), scored.units, baseline)
+    by_language = {name: over_runs(draws, settings.seed) for name, draws in values.items()}
+    chances = p_values(by_language, means, list(members).index("all"), scored.units, baseline) if baseline else {}
     systems = []
     for name, group in grouped.items():
         hedged, against = scored.hedged(name), [name, baseline] if baseline and name != baseline else []
@@ -315,6 +343,7 @@ def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Sy
                 gap_closed=shares,
             )
         )
+    systems = _with_deviations(systems, values, members, str(baseline))
     result = Systems(task=task.name, metric=metric.name, systems=systems, baseline=baseline, ceiling=ceiling)
     result = replace(result, notes=_notes(systems, settings))
     if others:
@@ -331,6 +360,17 @@ def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Sy
     if settings.document:
         write_whole(Path(settings.document), (json.dumps(result.document(), indent=2) + "\n").encode())
     return result
+
+
+def _with_deviations(
+    systems: Sequence[System], values: Mapping[str, Draws], members: Mapping[str, Sequence[int]], baseline: str
+) -> list[System]:
+    """Return the systems with the deviations of their gains. values [languages runs 1 + resamples]."""
+
+    def over(system: System) -> Deviations:
+        return deviations(values[system.name][..., 0], values[baseline][..., 0], members, list(system.languages))
+
+    return [replace(system, deviations=over(system)) if system.above else system for system in systems]
 
 
 def _notes(systems: Sequence[System], settings: CompareSettings) -> list[str]:

@@ -6,12 +6,11 @@ import itertools
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,7 +18,6 @@ from torch import Tensor
 from ..adapters import AdapterSource, open_adapter
 from ..analysis.figures import check_png
 from ..errors import DataError, InvalidValueError, PlanError, UsageError
-from ..io.json_types import JsonObject
 from ..merging.on_model import acting
 from ..models.base import BaseModel, backbone, load_base, model_origins, note_other_base, reading
 from ..models.pooling import Pooler, Standards, require_pooling
@@ -28,16 +26,14 @@ from ..options import RetrieveSettings
 from ..options.paths import holds_output
 from ..progress import SILENT, Watcher
 from ..provenance import manifest
-from ..tasks import Metric
-from ..tasks.data import DataFile, read_parallel
-from ..tasks.data.languages import split_pair
+from ..tasks.data import DataFile
 from ..tasks.heads.base import cut_languages, cut_warning
-from ..tasks.metrics import mean, mean_ends
 from ..tasks.splits import add_to_record, check_split
 from .margin import hits
+from .retrieval_data import Candidates, directions_of, groups_of, language_of, open_candidates, sides_of
 from .retrieval_figures import draw
-from .score import Score, documents, draws, hedged_interval, mean_score
-from .transfer import Correlation, correlate, read_scores
+from .retrieval_report import Hits, Retrieval
+from .transfer import correlate, read_scores
 
 _MEMORY = 2 * 2**30
 """Bytes of vectors that stay in memory; the rest goes to disk."""
@@ -71,7 +67,7 @@ def embed(
 
     Shapes: [n+1 sentences width].
     """
-    languages = [_language(name)] * len(texts)
+    languages = [language_of(name)] * len(texts)
     rows_of = base.encode(texts, languages, truncation=True, max_length=max_length)
     encoded = [row["input_ids"] for row in rows_of]
     if cut := cut_languages(base, texts, languages, rows_of, max_length):
@@ -95,133 +91,6 @@ def embed(
     if pooled is None:
         raise InvalidValueError("at least one text is needed", code="retrieve.no-text")
     return pooled
-
-
-Hits = tuple[float, ...]
-"""For each sentence 1 if its translation was retrieved, else 0."""
-_ACCURACY = Metric(name="accuracy", count=lambda _, answer: (float(answer == "right"), 1.0), value=mean, ends=mean_ends)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Retrieval:
-    """Retrieval accuracy per layer and direction.
-
-    Args:
-        hits: For each layer (0 is the embeddings) and direction, such as `de-en`, whether each sentence's translation
-            was retrieved.
-        n: Sentences per direction.
-        base: Results of the base model alone, if requested.
-        correlation: Correlation of retrieval with task scores, if these were passed.
-        seed: Seed of the resampling for the intervals.
-        split: Use of the sentences, dev or test, if stated.
-    """
-
-    hits: tuple[Mapping[str, Hits], ...]
-    n: Mapping[str, int]
-    base: Retrieval | None = None
-    correlation: Correlation | None = None
-    seed: int = 0
-    split: str | None = None
-
-    @cached_property
-    def layers(self) -> tuple[Mapping[str, float], ...]:
-        """Return for each layer the accuracy per direction."""
-        return tuple({name: sum(right) / len(right) for name, right in layer.items()} for layer in self.hits)
-
-    def mean(self, layer: int) -> float:
-        """Return the mean over directions at a layer."""
-        values = self.layers[layer].values()
-        return sum(values) / len(values)
-
-    def _even(self) -> range:
-        """Even layers, embeddings left out, as in the mid-align paper."""
-        return range(2, len(self.layers), 2) if len(self.layers) > 2 else range(1, len(self.layers))
-
-    def headline(self) -> float:
-        """Return the mean over directions and even layers."""
-        even = self._even()
-        return sum(self.mean(layer) for layer in even) / len(even)
-
-    def by_language(self) -> dict[str, float]:
-        """Return for each language the mean over even layers and over the directions from and to it."""
-        accuracies: dict[str, list[float]] = {}
-        for layer in self._even():
-            for direction, value in self.layers[layer].items():
-                for language in split_pair(direction):
-                    accuracies.setdefault(language, []).append(value)
-        return {language: sum(values) / len(values) for language, values in accuracies.items()}
-
-    def direction_scores(self, layer: int) -> dict[str, Score]:
-        """Return for each direction the accuracy at a layer, with its interval over sentences."""
-        return {name: mean_score(_ACCURACY, [_rows(right)], seed=self.seed) for name, right in self.hits[layer].items()}
-
-    def score(self, layers: Sequence[int] | None = None) -> Score:
-        """Return the mean over directions and layers, with its interval over sentences; default even layers.
-
-        All directions and layers with the same number of sentences share their resamples; see `draws`.
-        """
-        shares = self._shares(self._even() if layers is None else layers)
-        return mean_score(_ACCURACY, list(shares.values()), seed=self.seed)
-
-    @property
-    def counts(self) -> dict[str, list[tuple[float, float]]]:
-        """For each direction the statistics of the headline score, sentence by sentence."""
-        return self._shares(self._even())
-
-    @property
-    def resamples(self) -> list[float]:
-        """The headline score on the sentences, then on resamples of them; results with one seed share resamples."""
-        each = [draws(_ACCURACY, [rows], self.seed)[0] for rows in self.counts.values()]
-        resamples: list[float] = np.mean(each, axis=0).tolist()
-        return resamples
-
-    def above_base(self) -> Score | None:
-        """Return the gain of the mean over even layers over the base model, paired by sentence."""
-        if self.base is None:
-            return None
-        ours, theirs = self.counts, self.base.counts
-        both = [draws(_ACCURACY, [theirs[name], ours[name]], self.seed, hedge="pair") for name in self.n]
-        gains = np.mean([adapted - base for base, adapted in both], axis=0)
-        return hedged_interval(_ACCURACY, gains, n=sum(self.n.values()), least=-1.0)
-
-    def _shares(self, layers: Sequence[int]) -> dict[str, list[tuple[float, float]]]:
-        """Return for each direction and sentence the share of layers in which its translation was retrieved, as rows.
-
-        The mean over layers equals the mean of these shares over sentences.
-        """
-        return {name: _rows(np.mean([self.hits[layer][name] for layer in layers], axis=0).tolist()) for name in self.n}
-
-    def document(self) -> JsonObject:
-        """Return the JSON document of `adaptermix retrieve`."""
-        layers = {
-            str(number): {
-                "mean": self.mean(number),
-                "directions": dict(directions),
-                "score": self.score([number]).document(),
-                "scores": documents(self.direction_scores(number)),
-            }
-            for number, directions in enumerate(self.layers)
-        }
-        document: JsonObject = {
-            "layers": layers,
-            "headline": self.headline(),
-            "score": self.score().document(),
-            "languages": self.by_language(),
-            "n": dict(self.n),
-        }
-        if self.base:
-            document["base"] = self.base.document()
-        if above := self.above_base():
-            document["above_base"] = above.document()
-        if self.correlation:
-            document["correlation"] = asdict(self.correlation)
-        if self.split:
-            document["split"] = self.split
-        return document
-
-
-def _rows(right: Sequence[float]) -> list[tuple[float, float]]:
-    return [(value, 1.0) for value in right]
 
 
 @contextmanager
@@ -267,59 +136,97 @@ def pooler_of(base: BaseModel, settings: RetrieveSettings, sources: Sequence[Ada
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vectors:
+    """The sentence vectors of one system.
+
+    Args:
+        by_text: Vectors of each list of sentences, by its key in `ParallelText`. [n+1 sentences width].
+        standardize: How they are standardised before they are compared.
+    """
+
+    by_text: Mapping[str, Tensor]
+    standardize: str
+
+
+def _embedded(
+    base: BaseModel,
+    texts: Mapping[str, Sequence[str]],
+    settings: RetrieveSettings,
+    *,
+    pool: Pooler | None,
+    rooms: ExitStack,
+    watch: Watcher,
+) -> Vectors:
+    """Return the vectors of every text, each embedded once; they may lie on disk until `rooms` are closed."""
+    max_length = readable(base.model, settings.max_length)
+    width = base.model.config.get_text_config().hidden_size
+    make = rooms.enter_context(_room((base.layers + 1, max(map(len, texts.values())), width)))
+    vectors = {
+        key: embed(
+            base,
+            rows,
+            batch_size=settings.batch_size,
+            max_length=max_length,
+            pool=pool,
+            into=make(),
+            watch=watch,
+            name=key,
+        )
+        for key, rows in texts.items()
+    }
+    return Vectors(by_text=vectors, standardize=pool.standardize if pool else "none")
+
+
 def retrieve_with(
-    base: BaseModel, settings: RetrieveSettings, *, pool: Pooler | None = None, watch: Watcher = SILENT
+    base: BaseModel,
+    settings: RetrieveSettings,
+    *,
+    pool: Pooler | None = None,
+    candidates: Vectors | None = None,
+    watch: Watcher = SILENT,
 ) -> Retrieval:
     """Measure retrieval with a loaded model and its attached adapters.
 
     Every text is embedded once, and both directions of a pair are searched together.
+
+    Args:
+        base: The model.
+        settings: The request.
+        pool: Computes the vectors; default the mean over tokens.
+        candidates: Vectors of the candidates from another system; default those of this one.
+        watch: Receives progress.
     """
-    parallel = read_parallel(settings.data, rows=settings.rows)
-    longest = max(map(len, parallel.texts.values()))
-    max_length = readable(base.model, settings.max_length)
-    width = base.model.config.get_text_config().hidden_size
+    parallel = directions_of(settings)
     counts = {name: len(parallel.texts[one]) for name, one, _ in parallel.directions}
-    with _room((base.layers + 1, longest, width)) as make:
-        embedded = {
-            key: embed(
-                base,
-                texts,
-                batch_size=settings.batch_size,
-                max_length=max_length,
-                pool=pool,
-                into=make(),
-                watch=watch,
-                name=key,
-            )
-            for key, texts in parallel.texts.items()
-        }
-        standardize = pool.standardize if pool else "none"
-        layers = _compare(
-            base, embedded, parallel.directions, k=settings.neighbours, standardize=standardize, watch=watch
-        )
-    return Retrieval(hits=layers, n=counts, seed=settings.seed)
-
-
-def _language(key: str) -> str:
-    """Return the language of a list of sentences; see `ParallelText`."""
-    return key.rpartition(":")[2]
+    texts = sides_of(parallel, 1) if candidates else sides_of(parallel, 1, 2)
+    with ExitStack() as rooms:
+        queries = _embedded(base, texts, settings, pool=pool, rooms=rooms, watch=watch)
+        layers = _compare(base, queries, candidates or queries, parallel.directions, k=settings.neighbours, watch=watch)
+    return Retrieval(
+        hits=layers,
+        n=counts,
+        groups=groups_of(settings, parallel),
+        candidates_from=settings.candidates_from if candidates else None,
+        seed=settings.seed,
+    )
 
 
 def _by_language(vectors: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
     """Return the vectors of each language over all files: a language is measured once, as in training."""
     result: dict[str, list[Tensor]] = {}
     for key, rows in vectors.items():
-        result.setdefault(_language(key), []).append(rows)
+        result.setdefault(language_of(key), []).append(rows)
     return result
 
 
 def _compare(
     base: BaseModel,
-    embedded: Mapping[str, Tensor],
+    queries: Vectors,
+    candidates: Vectors,
     directions: Sequence[tuple[str, str, str]],
     *,
     k: int,
-    standardize: str,
     watch: Watcher,
 ) -> tuple[dict[str, Hits], ...]:
     """Return for each layer and direction whether each sentence's translation was retrieved."""
@@ -328,25 +235,31 @@ def _compare(
     with watch.track("search", base.layers + 1) as advance:
         for layer in range(base.layers + 1):
             by_direction: dict[str, Hits] = {}
-            scores = Standards(standardize, _by_language({key: vectors[layer] for key, vectors in embedded.items()}))
+            of_queries = _layer(queries, layer)
+            of_candidates = of_queries if candidates is queries else _layer(candidates, layer)
             for (one, two), name in names.items():
                 if name in by_direction:
                     continue
-                x, y = (
-                    (scores[_language(key)](embedded[key][layer]) if scores else embedded[key][layer]).to(base.device)
-                    for key in (one, two)
-                )
+                x, y = of_queries(one).to(base.device), of_candidates(two).to(base.device)
                 by_direction[name], back = (tuple(right.double().tolist()) for right in hits(x, y, k=k))
-                if (two, one) in names:
+                if (two, one) in names and candidates is queries:
                     by_direction[names[two, one]] = back
             layers.append({name: by_direction[name] for name in names.values()})
             advance(1, f"layer {layer}")
     return tuple(layers)
 
 
+def _layer(vectors: Vectors, layer: int) -> Callable[[str], Tensor]:
+    """Return the function from the key of a text to its vectors at a layer, standardised as requested."""
+    by_text = {key: rows[layer] for key, rows in vectors.by_text.items()}
+    scores = Standards(vectors.standardize, _by_language(by_text))
+    return lambda key: scores[language_of(key)](by_text[key]) if scores else by_text[key]
+
+
 def _check_sentences(settings: RetrieveSettings, watch: Watcher) -> Sequence[DataFile]:
     """Refuse bad data before a model is loaded, and return the files."""
-    parallel = read_parallel(settings.data, rows=settings.rows)
+    parallel = directions_of(settings)
+    groups_of(settings, parallel)
     counts = {name: len(parallel.texts[key]) for name, key, _ in parallel.directions}
     name, least = min(counts.items(), key=lambda item: item[1])
     if least < 2:
@@ -359,6 +272,16 @@ def _check_sentences(settings: RetrieveSettings, watch: Watcher) -> Sequence[Dat
             f"the margin looks at {settings.neighbours} neighbours, and {name} has {least} sentences: all of them."
         )
     return parallel.files
+
+
+def _candidates(
+    base: BaseModel, settings: RetrieveSettings, other: Candidates, rooms: ExitStack, watch: Watcher
+) -> Vectors:
+    """Return the vectors of the candidates, embedded by a model with the adapters of `other`."""
+    texts = sides_of(directions_of(settings), 2)
+    with acting(base, other.sources, heads=False):
+        pool = pooler_of(base, settings, other.sources)
+        return _embedded(base, texts, settings, pool=pool, rooms=rooms, watch=watch)
 
 
 @holds_output
@@ -376,24 +299,41 @@ def retrieve(settings: RetrieveSettings, *, watch: Watcher = SILENT) -> Retrieva
     if settings.plot:
         check_png(Path(settings.plot))
     sources = [open_adapter(Path(settings.adapter))] if settings.adapter else []
+    other = open_candidates(settings)
     scores = read_scores(Path(settings.transfer)) if settings.transfer else None
     files = _check_sentences(settings, watch)
-    origins = [*map(manifest.origin, sources), *model_origins(settings.base)]
+    origins = [*map(manifest.origin, sources), *model_origins(settings.base), *other.origins()]
     check_split(files, origins, split=settings.split, watch=watch)
-    base = load_base(settings.base, **settings.load_options())
-    note_other_base(base, sources, watch)
-    if any(source.meta.fusion for source in sources):
-        watch.note("warning: a fused adapter is measured as a plain LoRA: texts of pairs have no sources.")
-    pool = pooler_of(base, settings, sources)
-    with acting(base, sources, heads=False):
-        result = replace(retrieve_with(base, settings, pool=pool, watch=watch), split=settings.split)
+    with ExitStack() as rooms:
+        candidates = None
+        if other.model:  # it leaves the memory before the base model is loaded
+            candidates = _candidates(load_base(other.model, **settings.load_options()), settings, other, rooms, watch)
+        base = load_base(settings.base, **settings.load_options())
+        note_other_base(base, [*sources, *other.sources], watch)
+        if settings.candidates_from and candidates is None:
+            candidates = _candidates(base, settings, other, rooms, watch)
+        result = _measured(base, settings, sources, candidates, watch)
     if settings.split == "test":
-        name = sources[0].name if sources else "base"
-        add_to_record(files, task="retrieve", adapter=name, watch=watch)
-    if sources and settings.compare:
-        result = replace(result, base=retrieve_with(base, settings, pool=pool, watch=watch))
+        add_to_record(files, task="retrieve", adapter=sources[0].name if sources else "base", watch=watch)
     if scores is not None:
         result = replace(result, correlation=correlate(result.by_language(), scores))
     if settings.plot:
-        draw(result.layers, Path(settings.plot), base=result.base.layers if result.base else None)
+        draw(result, Path(settings.plot))
     return result
+
+
+def _measured(
+    base: BaseModel,
+    settings: RetrieveSettings,
+    sources: Sequence[AdapterSource],
+    candidates: Vectors | None,
+    watch: Watcher,
+) -> Retrieval:
+    """Measure the base model with its adapters, and without them if requested."""
+    if any(source.meta.fusion for source in sources):
+        watch.note("warning: a fused adapter is measured as a plain LoRA: texts of pairs have no sources.")
+    pool = pooler_of(base, settings, sources)
+    measure = partial(retrieve_with, base, settings, pool=pool, candidates=candidates, watch=watch)
+    with acting(base, sources, heads=False):
+        result = replace(measure(), split=settings.split)
+    return replace(result, base=measure()) if sources and settings.compare else result

@@ -11,8 +11,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InvalidValueError
+from ..errors import InvalidValueError, PlanError
 from ..io.json_types import JsonObject
+from ..models.languages import canonical_language
 from ..tasks import Metric
 from ..tasks.data.tables import Row
 
@@ -116,6 +117,26 @@ def count_rows(
         if counted is not None:
             counts.setdefault(language, RowStatistics()).add(counted, clusters[index] if clusters else None)
     return counts
+
+
+def known_languages(codes: Sequence[str], languages: Sequence[str], *, option: str) -> list[str]:
+    """Return the languages that codes name, in the form that data files have.
+
+    Args:
+        codes: Codes as users write them, such as `deu`.
+        languages: The languages of the data.
+        option: Name of the option that has the codes, for messages.
+
+    Raises:
+        PlanError: a code is not one of the languages.
+    """
+    named = [canonical_language(code.strip()) or code.strip() for code in codes]
+    if unknown := sorted(set(named) - set(languages)):
+        raise PlanError(
+            f"--{option} must be languages of the data ({', '.join(languages)}), got {unknown[0]!r}.",
+            code="data.languages",
+        )
+    return named
 
 
 def by_role(languages: Sequence[str], supervised: Collection[str], aligned: Collection[str]) -> dict[str, list[str]]:

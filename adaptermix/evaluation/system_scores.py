@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..io.json_types import JsonObject
 from ..tasks import Metric
 from .score import RESAMPLES, RowStatistics, Score, count_units, draws, hedged_interval, with_interval
 from .significance import Draws
@@ -99,3 +100,65 @@ def shares_of_gap(system: Draws, base: Draws, top: Draws, gained: Mapping[str, S
         role: share if gained[role].low > 0 else replace(share, low=np.nan, high=np.nan)
         for role, share in shares_by_role.items()
     }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deviations:
+    """Standard deviations of the gains of a system over the baseline, with n - 1 in the denominator.
+
+    Args:
+        runs: Over runs, of the mean gain of each role; empty if one of the two systems has one run.
+        runs_of_languages: Likewise of the gain of each language.
+        languages: Over the languages of each role that has several, of the gain averaged over runs: how unevenly the
+            languages gain.
+    """
+
+    runs: Mapping[str, float]
+    runs_of_languages: Mapping[str, float]
+    languages: Mapping[str, float]
+
+    def document(self) -> JsonObject:
+        """Return plain data."""
+        return {
+            "runs": dict(self.runs),
+            "runs_of_languages": dict(self.runs_of_languages),
+            "languages": dict(self.languages),
+        }
+
+
+def deviations(
+    system: NDArray[np.float64], base: NDArray[np.float64], members: Mapping[str, Sequence[int]], names: Sequence[str]
+) -> Deviations:
+    """Return the standard deviations of a system's gains.
+
+    Run i of the system is compared with run i of the baseline, so both should have the same seeds. With unequal numbers
+    of runs they are independent, and the variances of the two systems are added.
+
+    Args:
+        system: Score per language and run. [languages runs].
+        base: That of the baseline. [languages runs].
+        members: Indices of the languages of each role.
+        names: The languages.
+
+    Reference: table 3 of the mid-align paper (arXiv 2502.14830) has the deviation over transfer languages, and table 1
+    of the FLARE paper those over seeds.
+    """
+    gain = system.mean(1) - base.mean(1)
+    return Deviations(
+        runs=_over_runs(group_means(system, members), group_means(base, members), list(members)),
+        runs_of_languages=_over_runs(system, base, names),
+        languages={
+            role: float(np.std(gain[list(indices)], ddof=1)) for role, indices in members.items() if len(indices) > 1
+        },
+    )
+
+
+def _over_runs(system: NDArray[np.float64], base: NDArray[np.float64], names: Sequence[str]) -> dict[str, float]:
+    """Return for each row of [rows runs] the deviation of the gain over runs."""
+    if 1 in (system.shape[1], base.shape[1]):
+        return {}
+    if system.shape == base.shape:
+        values = np.std(system - base, axis=1, ddof=1)
+    else:
+        values = np.sqrt(np.var(system, axis=1, ddof=1) + np.var(base, axis=1, ddof=1))
+    return dict(zip(names, values.tolist(), strict=True))

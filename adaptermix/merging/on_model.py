@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +14,13 @@ from torch import Tensor
 
 from ..adapters import AdapterSource, write_adapter
 from ..adapters.keys import PREFIX, is_embedding
+from ..adapters.lora_config import CONFIG
 from ..adapters.paths import fitted
-from ..errors import IncompatibleAdapters
+from ..errors import IncompatibleAdapters, PlanError
 from ..fusion.extra_modules import remove_parts
 from ..io.weight_files import Renamed
 from ..models.base import BaseModel
+from ..models.stack import ADAPTER, open_own_adapter, stack_folder
 from .attach import Attachment
 from .whole_tensors import REFUSE, merge_saved
 
@@ -40,7 +42,9 @@ def acting(
 
     Raises:
         IncompatibleAdapters: an adapter does not fit the model; several bring different heads, or are of another kind.
+        PlanError: an adapter is that of the stack, which acts already.
     """
+    refuse_own_adapter(base.id, sources)
     names = [name for name, _ in base.model.named_modules()]
     fitting = [fitted(source, names) for source in sources]
     if not heads:
@@ -52,6 +56,37 @@ def acting(
         return
     with Attachment(base.model, [source.read() for source in bare]) as attached, _whole_tensors(base, fitting, saved):
         yield attached
+
+
+def refuse_own_adapter(base: str, sources: Sequence[AdapterSource]) -> None:
+    """Refuse the adapter that belongs to a stack, and merges of it: the stack has it already, so it would act twice.
+
+    Args:
+        base: Folder or Hub id of the base model.
+        sources: The adapters that are to act on it.
+
+    Raises:
+        PlanError: an adapter is that of the stack, or a merge that contains it.
+    """
+    folder = stack_folder(base)
+    if not folder or not sources or not (folder / ADAPTER / CONFIG).is_file():
+        return
+    stack_hash = _weights_hash(open_own_adapter(folder))
+    for source in sources:
+        inputs = source.meta.manifest.get("inputs")
+        parts = [part for part in inputs if isinstance(part, Mapping)] if isinstance(inputs, list) else []
+        merged = {part.get("weights_sha256") for part in parts if part.get("weight") != 0}
+        if stack_hash in {_weights_hash(source), *merged}:
+            what = "is" if stack_hash not in merged else "contains"
+            raise PlanError(
+                f"an adapter on the stack {base!r} must be trained on top of it, and '{source.name}' {what} "
+                "the stack's own adapter, which acts already and would act twice. Leave it out.",
+                code="stack.own-adapter",
+            )
+
+
+def _weights_hash(source: AdapterSource) -> str:
+    return source.digest.partition("+")[0]
 
 
 def _headless(source: AdapterSource, base: BaseModel) -> AdapterSource:

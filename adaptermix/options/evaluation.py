@@ -106,13 +106,23 @@ class RetrieveSettings(Placed):
         "adapter's alignment was trained",
     )
     split: Split = Field(None, description=SPLIT_HELP)
+    to: Annotated[list[str], Flag(metavar="LANG...")] = Field(
+        [], description="measure only the directions to these languages; default all"
+    )
+    groups: Annotated[list[str], Flag(metavar="NAME=LANG,LANG...")] = Field(
+        [], description="groups of languages: the mean over the directions from or to them is shown for each"
+    )
+    candidates_from: Annotated[str | None, Reads(MODEL)] = Field(
+        None, description="another model, or an adapter of the base, that embeds the candidates; default as the queries"
+    )
     neighbours: Positive = Field(4, description="nearest neighbours that the margin looks at")
     compare: bool = Field(False, description="measure the base model without the adapter too")
     transfer: Annotated[str | None, Reads(OTHER)] = Field(
         None, description="`evaluate --json`: correlate with its transfer languages' scores"
     )
     plot: Annotated[str | None, Writes("plot")] = Field(
-        None, description="PNG file: heatmap over layers and directions, mean per layer"
+        None,
+        description="PNG file: heatmap over layers and directions (above 60 directions over languages), mean per layer",
     )
 
     @model_validator(mode="after")

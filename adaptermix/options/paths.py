@@ -80,6 +80,7 @@ _FORMS: dict[str, tuple[Callable[[bytes], bool], str]] = {
     "markdown": (lambda head: head.startswith(b"| system |"), "a table of `compare --markdown`"),
     "document": (lambda head: head.startswith(b"{") and b'"systems"' in head, "a document of `compare --document`"),
     "csv": (lambda head: head.startswith(b"module,layer,kind,"), "a table of `spectrum --csv`"),
+    "table": (lambda head: head.startswith((b"| layer | model |", b"layer,model,")), "a table of `spectrum --table`"),
     "plot": (
         lambda head: head.startswith(b"\x89PNG") and (b"adaptermix" in head or b"Matplotlib" in head),
         "a picture of this toolkit",

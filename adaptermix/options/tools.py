@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ..errors import InvalidValueError
 from .base import Placed, Settings
@@ -42,14 +42,18 @@ class InspectSettings(Settings):
     )
 
 
-class SpectrumSettings(Settings):
-    """Compare the singular values of two models per layer and module: how far each weight was scaled."""
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
 
-    model_a: Annotated[str, Reads(MODEL), Argument("MODEL_A")] = Field(
+
+class SpectrumSettings(Settings):
+    """Compare the singular values of models with those of a base, per layer and module: how far weights were scaled."""
+
+    model_a: Annotated[str, Reads(MODEL), Argument("BASE")] = Field(
         description="the base: checkpoint or adapter, folder or Hub id[@REVISION]"
     )
-    model_b: Annotated[str, Reads(MODEL), Argument("MODEL_B")] = Field(
-        description="the other model, or an adapter of the base"
+    model_b: Annotated[Files, BeforeValidator(_listed), Reads(MODEL), Argument("MODEL...")] = Field(
+        description="the other models, or adapters of the base"
     )
     layers: Annotated[list[str], Flag(metavar="N...")] = Field(
         [], description="blocks: numbers, ranges such as 8-11, or globs such as 'encoder.*'"
@@ -61,7 +65,12 @@ class SpectrumSettings(Settings):
         [], description="globs of modules to take besides, such as embeddings and heads"
     )
     exclude: Annotated[list[str], Flag(metavar="GLOB...")] = Field([], description="globs of modules to leave out")
-    csv: Annotated[str | None, Writes("csv")] = Field(None, description="file for a table with one row per module")
+    csv: Annotated[str | None, Writes("csv")] = Field(
+        None, description="file for a table with one row per model and module"
+    )
+    table: Annotated[str | None, Writes("table")] = Field(
+        None, description="file for the table of layers and models by K, Q, V, Out, FC1 and FC2: .md or .csv"
+    )
     device: Annotated[Device, Role.MACHINE] = Field("auto", description="auto, cpu, cuda or cuda:N")
 
 

@@ -13,8 +13,8 @@ from ..provenance.row_hashes import RowTexts
 from .base import BaseTask, Marked, task
 from .data.files import DataFile
 from .data.tables import LANGUAGE_NAMES, Row, row_cluster, row_language, usable
-from .labels import label_reader
-from .metrics import Metric, mean, mean_ends
+from .labels import label_counts, label_reader, macro_f1
+from .metrics import Metric, f1_ends, mean, mean_ends
 from .prompts import Template, table
 
 _QUESTIONS = {"cause": "What caused this?", "effect": "What happened as a result?"}
@@ -218,6 +218,8 @@ class Choice(BaseTask[ChoiceRow]):
 
     Files are JSONL as Belebele and XCOPA have it, or with `question`, `choices`, optionally `context`, and `answer`:
     the index from 0 or the text of the right choice. Questions on one text are resampled together.
+
+    `macro_f1` is over the numbers of the right choices: a model that prefers one number scores low.
     """
 
     name = "choice"
@@ -269,7 +271,14 @@ class Choice(BaseTask[ChoiceRow]):
         def right_by_length(row: ChoiceRow, answer: str) -> Sequence[float]:
             return chosen(row, answer, by_length=True) == self.answer(row), 1
 
+        most = max((len(row.choices) for row in rows), default=0)
+        offsets = {str(number): 3 * (number - 1) for number in range(1, most + 1)}
+
+        def by_number(row: ChoiceRow, answer: str) -> Sequence[float]:
+            return label_counts(offsets, self.answer(row), chosen(row, answer, by_length=False))
+
         return (
             Metric(name="accuracy", count=right, value=mean, ends=mean_ends),
             Metric(name="accuracy_norm", count=right_by_length, value=mean, ends=mean_ends),
+            Metric(name="macro_f1", count=by_number, value=macro_f1, ends=f1_ends),
         )

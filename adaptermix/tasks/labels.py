@@ -95,20 +95,30 @@ def label_metrics(labels: Sequence[str], read: Callable[[str], str | None]) -> t
         return read(answer) == row.label, 1
 
     def by_label(row: LabelledRow, answer: str) -> Sequence[float]:
-        counts = [0.0] * (3 * len(offsets))
-        label = read(answer)
-        if label == row.label:
-            counts[offsets[label]] = 1
-            return counts
-        counts[offsets[row.label] + 2] = 1
-        if label in offsets:
-            counts[offsets[label] + 1] = 1
-        return counts
+        return label_counts(offsets, row.label, read(answer))
 
     return (
         Metric(name="accuracy", count=right, value=mean, ends=mean_ends),
         Metric(name="macro_f1", count=by_label, value=macro_f1, ends=f1_ends),
     )
+
+
+def label_counts(offsets: Mapping[str, int], right: str, answered: str | None) -> list[float]:
+    """Return the counts of one answer for `macro_f1`: (hit, spurious, missed), label after label.
+
+    Args:
+        offsets: Index of the first count of each label.
+        right: The right label.
+        answered: The label of the answer; None, or another text, for an answer that is not a label.
+    """
+    counts = [0.0] * (3 * len(offsets))
+    if answered == right:
+        counts[offsets[right]] = 1
+        return counts
+    counts[offsets[right] + 2] = 1
+    if answered is not None and answered in offsets:
+        counts[offsets[answered] + 1] = 1
+    return counts
 
 
 class LabelledTask(BaseTask[LR]):

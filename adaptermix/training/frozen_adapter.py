@@ -10,6 +10,7 @@ from torch import nn
 from ..adapters import AdapterSource, open_adapter
 from ..adapters.paths import fitted
 from ..merging.attach import Attachment
+from ..merging.on_model import refuse_own_adapter
 from ..options import TrainingSettings
 
 
@@ -22,11 +23,12 @@ def attach_on(model: nn.Module, settings: TrainingSettings, *, headed: bool) -> 
         headed: Whether the model has a head; one does not act on the states of a model without.
 
     Raises:
-        AdapterMixError: it is damaged, of another base model, or no plain LoRA.
+        AdapterMixError: it is damaged, of another base model, no plain LoRA, or that of a stack.
     """
     if settings.on_top_of is None:
         return None
     source = open_adapter(Path(settings.on_top_of))
+    refuse_own_adapter(settings.base, [source])
     state = fitted(source, [name for name, _ in model.named_modules()]).read()
     Attachment(model, [state if headed else replace(state, saved={})])
     return source

@@ -16,6 +16,7 @@ from ..adapters.paths import fitted
 from ..errors import IncompatibleAdapters, PlanError
 from ..io.files import check_not_input
 from ..merging.merge_adapters import check_trained_on
+from ..merging.on_model import refuse_own_adapter
 from ..merging.overrides import layer_of
 from ..options import TrainingSettings
 from ..tasks.heads.from_adapters import form_of_head
@@ -135,7 +136,9 @@ def fit_start(
 
     Raises:
         IncompatibleAdapters: files, names or shapes show that it was trained on another base model.
+        PlanError: it is the adapter of a stack.
     """
+    refuse_own_adapter(settings.base, [start])
     if not settings.allow_base_mismatch:
         check_trained_on([start], fingerprint, settings.base)
     modules = dict(model.named_modules())

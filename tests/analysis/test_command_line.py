@@ -96,6 +96,19 @@ class TestSpectrum:
         assert len((folder / "t.csv").read_text().splitlines()) == 3
         assert run(capsys, "spectrum", "align", "task")[0] == 0
 
+    def test_several_models_make_one_table(self, capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+        code, out, err = run(capsys, "spectrum", "base", "tuned", "task", "--table", "t.md", "--json")
+        document = json.loads(out)
+        assert (code, document["table"]["models"]) == (0, ["base", "tuned", "task"])
+        assert [other["b"] for other in document["others"]] == ["task"]
+        assert all(line in err for line in ("wrote t.md", "norm / base's, mean over layers"))
+        first = (folder / "t.md").read_text()
+        assert first.startswith("| layer | model | K (k_proj) norm | K (k_proj) d | Q (q_proj) norm |")
+        assert run(capsys, "spectrum", "base", "tuned", "task", "--table", "t.md")[0] == 0
+        (folder / "t.md").write_text("my notes")
+        assert run(capsys, "spectrum", "base", "tuned", "task", "--table", "t.md")[0] == 1
+        assert (folder / "t.md").read_text() == "my notes"
+
 
 REFUSED = [
     ("inspect", 2, "ADAPTER..."),
@@ -104,13 +117,14 @@ REFUSED = [
     ("inspect task --plot x.jpg", 1, "must be a PNG file"),
     ("inspect task --plot none/x.png", 1, "must lie in a folder"),
     ("inspect task --wieghts 1", 2, "No such option"),
-    ("spectrum base", 2, "MODEL_B"),
-    ("spectrum base tuned more", 2, "unexpected extra argument"),
-    ("spectrum task base", 1, "Swap MODEL_A and MODEL_B"),
+    ("spectrum base", 2, "MODEL..."),
+    ("spectrum base tuned more", 1, "model 'more' must be a model folder"),
+    ("spectrum task base", 1, "Put base first"),
     ("spectrum base far", 1, "It was trained on another base model"),
     ("spectrum base tuned --layers 9", 1, "--layers '9' must match a layer"),
     ("spectrum base tuned --modules q_prj", 1, "Did you mean 'q_proj'?"),
     ("spectrum base tuned --exclude *", 1, "share no such matrix"),
+    ("spectrum base tuned --table t.txt", 1, "--table must be a file of Markdown or CSV"),
     ("spectrum base tuned --csv none/t.csv", 1, "--csv must lie in a folder"),
     ("spectrum base task --csv task/adapter_model.safetensors", 1, "must not be part of an input, and task/"),
     ("spectrum base tuned --csv base/model.safetensors", 1, "must not be part of an input, and base/"),

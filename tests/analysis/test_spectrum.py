@@ -162,7 +162,7 @@ class TestCheckpoints:
         report = spectrum(*folders, csv=tmp_path / "table.csv")
         rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
         assert [row["module"] for row in rows] == list(report.modules)
-        assert rows[0].keys() == {"module", "layer", "kind", *by_hand(torch.ones(1, 1), torch.zeros(1, 1))}
+        assert rows[0].keys() == {"module", "layer", "kind", *by_hand(torch.ones(1, 1), torch.zeros(1, 1)), "model"}
         for row in rows:
             numbers = report.document()["modules"][row["module"]]
             assert {key: float(row[key]) for key in ("norm_a", "distance")} == {

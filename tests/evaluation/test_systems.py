@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,49 @@ def test_values_are_means_over_runs_and_languages(data: list[str], systems: dict
     assert merged.above["all"].value == pytest.approx(gain)
     assert merged.gap_closed["all"].value == pytest.approx(gain / gap)
     assert merged.gap_closed["all"].low < gain / gap < merged.gap_closed["all"].high
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.split("|")[1:-1]]
+
+
+def test_gains_have_standard_deviations_over_runs_and_over_languages(
+    data: list[str], systems: dict[str, list[str]]
+) -> None:
+    found = compare_systems(settings(data, systems, baseline="task", supervised=["en"]))
+    assert found.systems[0].deviations is None
+    runs = {name: [accuracy(path) for path in paths] for name, paths in systems.items()}
+    gains = [
+        {language: ours[language] - base[language] for language in LANGUAGES}
+        for ours, base in zip(runs["merged"], runs["task"], strict=True)
+    ]
+    over = found.systems[2].deviations
+    assert over
+    means = [statistics.mean(gain.values()) for gain in gains]
+    assert over.runs["all"] == pytest.approx(statistics.stdev(means))
+    assert over.runs["transfer"] == pytest.approx(statistics.stdev((gain["de"] + gain["tr"]) / 2 for gain in gains))
+    by_language = {language: statistics.mean(gain[language] for gain in gains) for language in LANGUAGES}
+    assert set(over.languages) == {"all", "transfer"}
+    assert over.languages["transfer"] == pytest.approx(statistics.stdev([by_language["de"], by_language["tr"]]))
+    assert over.runs_of_languages["tr"] == pytest.approx(statistics.stdev(gain["tr"] for gain in gains))
+    assert found.document()["systems"]["merged"]["deviations"] == over.document()  # type: ignore[index]
+    table = found.markdown().split("\n\n")[1].splitlines()
+    line = dict(zip(cells(table[0]), cells(table[-1]), strict=True))
+    assert (len(table), line["gain over task"]) == (4, "merged")
+    assert line["tr"] == f"{by_language['tr']:+.3f} ± {over.runs_of_languages['tr']:.3f}"
+    assert line["SD of transfer languages"] == f"{over.languages['transfer']:.3f}"
+
+
+def test_deviations_of_unequal_and_of_single_runs(data: list[str], systems: dict[str, list[str]]) -> None:
+    single = {"task": systems["task"][:1], "joint": systems["joint"]}
+    over = compare_systems(settings(data, single, baseline="task")).systems[1].deviations
+    assert over
+    assert (over.runs, over.runs_of_languages, set(over.languages)) == ({}, {}, {"all"})
+    unequal = {"task": systems["task"][:2], "joint": systems["joint"]}
+    over = compare_systems(settings(data, unequal, baseline="task")).systems[1].deviations
+    assert over
+    apart = [statistics.variance(accuracy(path)["tr"] for path in paths) for paths in unequal.values()]
+    assert over.runs_of_languages["tr"] == pytest.approx(sum(apart) ** 0.5)
 
 
 def test_the_ceiling_closes_the_whole_gap_and_a_copy_of_the_baseline_none(
@@ -196,7 +240,7 @@ def test_the_command_prints_and_writes_the_table(
     assert ended.value.code in (0, None)
     assert document["systems"]["merged"]["gap_closed"]["all"]["value"] < 1
     assert "gap closed" in out.err
-    table = (tmp_path / "table.md").read_text().splitlines()
+    table = (tmp_path / "table.md").read_text().split("\n\n")[0].splitlines()
     assert [line.split(" | ")[0] for line in table] == ["| system", "| ---", "| task", "| joint", "| merged"]
     tr = document["systems"]["merged"]["scores"]["tr"]
     assert table[-1].endswith(f"{tr['value']:.3f} [{tr['low']:.3f}, {tr['high']:.3f}] |")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from sklearn.metrics import f1_score
 
 from adaptermix import compare_systems, evaluate, search, train_align, train_task
+from adaptermix.evaluation.run import score_answers
 from adaptermix.options import AlignSettings, CompareSettings, EvaluateSettings, SearchSettings, TaskSettings
 from adaptermix.tasks import TASKS
 
@@ -15,6 +17,10 @@ ROWS = {
     "classify": "rot\ta\nblau\tb\ngelb\ta\nweiss\ta\n",
     "nli": "rot\tblau\tneutral\nrot\tRot\tentailment\nrot\tgelb\tneutral\n",
     "pairs": "rot\tblau\t0\nrot\tRot\t1\nrot\tgelb\t0\n",
+    "choice": "".join(
+        json.dumps({"question": f"q{n}", "choices": ["rot", "blau", "gelb"], "answer": right}) + "\n"
+        for n, right in enumerate([0, 1, 1, 2])
+    ),
     "pos": "Ada\tPROPN\nging\tVERB\n\nBath\tPROPN\n",
 }
 COMMON = {"device": "cpu", "dtype": "float32", "metric": "macro_f1"}
@@ -22,7 +28,7 @@ COMMON = {"device": "cpu", "dtype": "float32", "metric": "macro_f1"}
 
 def test_every_task_with_labels_or_tags_of_all_words_has_it(tmp_path: Path) -> None:
     for name, text in ROWS.items():
-        path = tmp_path / f"de.{name}.tsv"
+        path = tmp_path / f"de.{name}.{'jsonl' if name == 'choice' else 'tsv'}"
         path.write_text(text, encoding="utf-8")
         rows, _ = TASKS[name].read([str(path)])
         assert "macro_f1" in [metric.name for metric in TASKS[name].metrics(rows)]
@@ -67,3 +73,12 @@ def test_it_is_the_headline_of_evaluation_search_and_comparison(encoder: Path, t
     )
     assert searched.document()["metric"] == "macro_f1"
     assert searched.document()["trials"][0]["value"] == pytest.approx(expected)
+
+
+def test_macro_f1_of_choices_equals_that_of_scikit_learn(tmp_path: Path) -> None:
+    (tmp_path / "de.jsonl").write_text(ROWS["choice"], encoding="utf-8")
+    rows, _ = TASKS["choice"].read([str(tmp_path / "de.jsonl")])
+    answers = ["1", "1", "blau", "no choice"]
+    found = score_answers(TASKS["choice"], rows, answers, {}, seed=0, metric="macro_f1")
+    expected = f1_score([1, 2, 2, 3], [1, 1, 2, 0], labels=[1, 2, 3], average="macro", zero_division=0)
+    assert (found.metric, found.overall.value) == ("macro_f1", pytest.approx(expected))
