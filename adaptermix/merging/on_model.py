@@ -20,7 +20,8 @@ from ..errors import IncompatibleAdapters, PlanError
 from ..fusion.extra_modules import remove_parts
 from ..io.weight_files import Renamed
 from ..models.base import BaseModel
-from ..models.stack import ADAPTER, open_own_adapter, stack_folder
+from ..models.stack import ADAPTER, stack_folder
+from ..models.stack_adapter import open_own_adapter
 from .attach import Attachment
 from .whole_tensors import REFUSE, merge_saved
 
