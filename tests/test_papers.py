@@ -8,6 +8,7 @@ from statistics import mean
 
 import pytest
 
+from adaptermix.commands.recipes import load_recipe
 from adaptermix.commands.table import COMMANDS
 from adaptermix.io.limited_yaml import read_yaml
 
@@ -117,3 +118,12 @@ def test_distances_of_singular_values_are_at_least_the_differences_of_their_norm
         for layer, cells in expected("mt_pretraining_spectrum.yaml", f"table 5, {model},").items():
             for name, norm in base[layer].items():
                 assert cells[f"{name} d"] >= abs(cells[name] - norm) - 0.011
+
+
+def test_a_recipe_of_several_models_runs_with_one() -> None:
+    """Figures of the others are then "not run", so their rows name steps that the recipe does not have."""
+    path = ROOT / "recipes" / "mid_align_massive.yaml"
+    qwen = {"model": "qwen25", "base": "Qwen/Qwen2.5-7B-Instruct", "temperature": 1.5}
+    steps = load_recipe(path, {"models": [qwen]})
+    assert {step.loop["model"] for step in steps} == {"qwen25"}
+    assert len(steps) * 2 == len(load_recipe(path))
