@@ -39,10 +39,11 @@ def test_shipped_recipes_choose_without_labels_where_answers_compare(path: Path)
             assert isinstance(get_task(asked["task"]), ComparableTask)
 
 
-def test_the_paper_recipe_has_the_settings_of_the_paper() -> None:
-    steps = load_recipe(next(path for path in RECIPES if path.name == "mid_align_massive_llama3.yaml"))
-    assert [step.command for step in steps[:4]] == ["train-task", "train-align", "train-joint", "search"]
-    for step in steps[:3]:
+@pytest.mark.parametrize("path", [path for path in RECIPES if path.name.startswith("mid_align")], ids=lambda p: p.name)
+def test_recipes_of_the_paper_train_with_its_settings(path: Path) -> None:
+    steps = [step for step in load_recipe(path) if step.command.startswith("train-")]
+    assert steps
+    for step in steps:
         values = step.settings.model_dump()
         expected = {
             "rank": 8,
@@ -50,20 +51,24 @@ def test_the_paper_recipe_has_the_settings_of_the_paper() -> None:
             "dropout": 0.1,
             "learning_rate": 5e-4,
             "schedule": "inverse_sqrt",
+            "warmup": 0.03,
             "seed": 1,
         }
         assert {key: values[key] for key in expected} == expected
         assert values["batch_size"] * values["accumulate"] == 128
-    assert [step.settings.model_dump()["temperature"] for step in steps[1:3]] == [0.1, 0.1]
-    joint = steps[2].settings.model_dump()
-    assert {key: joint[key] for key in ("alternate", "discard", "layer", "patience", "evaluate_every")} == {
-        "alternate": "batch",
-        "discard": True,
-        "layer": 16,
-        "patience": 5,
-        "evaluate_every": 200,
-    }
-    assert steps[3].settings.model_dump()["grid"] == [0.5, 0.7, 0.9]
+        if step.command == "train-joint":
+            assert (values["alternate"], values["discard"], values["epochs"]) == ("batch", True, 10)
+        if step.command != "train-align":
+            assert (values["patience"], values["evaluate_every"]) == (5, 200)
+        if "temperature" in values:
+            assert values["temperature"] == (1.5 if "Qwen" in values["base"] else 0.1)
+
+
+def test_the_slot_recipe_searches_the_weights_of_the_paper_at_the_middle_layer() -> None:
+    steps = load_recipe(next(path for path in RECIPES if path.name == "mid_align_massive.yaml"))
+    assert [step.settings.model_dump()["grid"] for step in steps if step.command == "search"] == [[0.5, 0.7, 0.9]] * 2
+    layers = {step.settings.model_dump()["layer"] for step in steps if step.command in ("train-align", "train-joint")}
+    assert layers == {"middle"}
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,9 @@ def _faults_of_files(form: Form, task: str | None, arguments: Sequence[str], row
         files = _READERS[form](task, arguments, rows)
     except Coded as error:
         single = [] if form == "parallel" or len(arguments) == 1 else arguments
-        return [fault for argument in single for fault in _faults_of_files(form, task, [argument], rows)] or [error]
+        faults = [fault for argument in single for fault in _faults_of_files(form, task, [argument], rows)]
+        # Files that belong together, such as the two sides of translations, fail alone for another reason.
+        return faults if str(error) in map(str, faults) else [error]
     return [
         DataError(
             f"{file.path} must have rows in the requested range ({rows or 'all'}), and has no text there.",

@@ -63,6 +63,7 @@ def test_files_of_a_later_step_are_missing(data: Path) -> None:
         ("evaluate: {base: b, task: slots, data: ['${d}/broken.en.jsonl']}", "row.not-json"),
         ("train-align: {base: b, pairs: ['${d}/de-en.tsv', '${d}/unnamed.tsv'], out: o}", "pairs.no-languages"),
         ("retrieve: {base: b, data: ['${d}/de.txt', '${d}/fr.txt']}", "parallel.line-count"),
+        ("evaluate: {base: b, task: translate, data: ['${d}/de.txt', '${d}/fr.txt']}", "translate.line-count"),
         ("train-stack: {encoder: e, base: b, texts: ['${d}/blank.en.txt'], out: o}", "data.none-in-rows"),
         ("compare: {systems: [a=x], task: slots, data: ['${d}/de.txt']}", "slots.format"),
         (
