@@ -131,9 +131,8 @@ class StackObjective(Objective[StackSettings]):
         below, top = map(width_of, configs)
         self._projection_size = (below + 1) * top
 
-    def dry_run(self) -> TrainReport:
-        report = super().dry_run()
-        return replace(report, parameters=report.parameters + self._projection_size)
+    def parameters(self) -> int:
+        return super().parameters() + self._projection_size
 
     def inputs(self) -> JsonObject:
         return {"encoder": self.form.encoder.fingerprint}
