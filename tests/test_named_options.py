@@ -90,6 +90,7 @@ BY_HAND = {
     "projection_init": {"least-squares random": "least_squares_starts_nearer_than_random"},
     "head": {
         "auto classes tokens span": "the_head_of_each_task",
+        "choices": "the_tokens_of_each_choice_by_hand",
         "none": "encoders_get_a_head_and_language_models_answer",
     },
     "log_with": {"tensorboard wandb trackio": "what_a_tracker_receives"},

@@ -15,11 +15,11 @@ from ..models.positions import positions_of
 from ..options import GenerationSettings
 from ..progress import SILENT, Watcher
 from ..tasks import ChoiceTask, Task, get_template
+from ..tasks.data.prompt_ids import PromptIds
 from ..tasks.data.report import by_language
 from ..tasks.data.tables import Row
 from ..tasks.heads import HEADS, HeadRows
 from ..tasks.heads.base import LONGEST, longest, tokens_of
-from ..tasks.prompt_ids import PromptIds
 from .choices import Choices
 from .head_answers import answers_of_head
 

@@ -12,10 +12,10 @@ from ..models.positions import readable
 from ..progress import Watcher
 from ..tasks import JoinableTask, LabelTask, Task, get_template
 from ..tasks.data import DataFile
+from ..tasks.data.prompt_ids import PromptIds
 from ..tasks.data.tables import Row
 from ..tasks.heads import HEADS
 from ..tasks.heads.base import Features
-from ..tasks.prompt_ids import PromptIds
 from .latents import Latents
 
 INPUT = "input"

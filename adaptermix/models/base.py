@@ -17,6 +17,7 @@ from ..io.json_types import JsonObject
 from ..progress import Watcher
 from ..provenance.manifest import Origin, origin_of
 from .blocks import blocks
+from .both_sides import see_both_sides
 from .devices import pick_device, pick_dtype
 from .encoders import encoder_class
 from .head_forms import Head
@@ -35,7 +36,6 @@ from .stack import (
     load_encoder,
     load_projection,
     mount,
-    see_both_sides,
     stack_folder,
 )
 from .stack_adapter import add_own_adapter, open_own_adapter

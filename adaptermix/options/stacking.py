@@ -29,7 +29,7 @@ class StackSettings(TrainingSettings):
     encoder: Annotated[str | None, Reads(MODEL), Role.COMMON, Panel.MODEL] = Field(
         None, description="multilingual encoder to put under the base model; stage 1"
     )
-    mode: Annotated[Literal["states", "replace", "augment"], Role.COMMON, Role.DEV_CURVE] = Field(
+    mode: Annotated[Literal["states", "replace", "augment"], Role.DEV_CURVE] = Field(
         "states",
         description="states: learn states, for a task head; to generate answers, the model reads the encoder's states "
         "of the prompt (replace), or these and then the prompt itself (augment)",

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from ..models.mixed_rows import MixedRows
 from ..progress import SILENT, Watcher
 from ..tasks import SpanTask, Task, Template
+from ..tasks.data.prompt_ids import PromptIds
 from ..tasks.data.report import by_language
 from ..tasks.data.tables import Row
 from ..tasks.heads.base import cut_warning
-from ..tasks.prompt_ids import PromptIds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

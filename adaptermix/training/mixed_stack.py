@@ -20,7 +20,7 @@ from ..models.pretrained import load_config
 from ..models.stack import StackForm, embedding_of, load_encoder, stack_folder
 from ..options import StackSettings
 from ..provenance import manifest
-from ..tasks.prompt_ids import PromptIds
+from ..tasks.data.prompt_ids import PromptIds
 from .lora import checkpoint_activations
 from .sharding import load_for
 from .stack_folder import part_of, refuse_stack_on_top, write_stack

@@ -219,10 +219,8 @@ class Objective(Generic[S]):
         """
         settings = self.run.settings
         self.check()
-        parameters = self.parameters()
-        return TrainReport(
-            out=Path(settings.out), steps=self.steps(), parameters=parameters, history=[], rows=self.report
-        )
+        parameters, out = self.parameters(), Path(settings.out)
+        return TrainReport(out=out, steps=self.steps(), parameters=parameters, history=[], rows=self.report)
 
     def finish(self) -> TrainReport:
         """Train the LoRA and write it."""
@@ -337,9 +335,7 @@ def _begin(trainer: Trainer, run: Run[S], checkpoint: Checkpoint | None) -> None
     elif run.settings.resume:
         run.watch.note(f"no interrupted run for {run.settings.out}: starting from the first step")
     if run.base.model.dtype == torch.float16:
-        run.watch.note(
-            "warning: float16 gradients are not scaled and may vanish; --dtype bfloat16 or float32 is safer."
-        )
+        run.watch.note("warning: float16 gradients are not scaled and may vanish; prefer --dtype bfloat16 or float32.")
 
 
 def _early_stopping(objective: Objective[S], steps: int) -> EarlyStopping:

@@ -15,17 +15,13 @@ from ..adapters.keys import PREFIX
 from ..errors import DataError, PlanError
 from ..io.json_types import JsonObject
 from ..models.base import BaseModel, backbone
+from ..models.both_sides import see_both_sides
 from ..models.devices import pick_dtype
 from ..models.encoders import width_of
 from ..models.eval_mode import evaluating, train_loras_only
 from ..models.positions import positions_of
 from ..models.pretrained import load_config
-from ..models.stack import (
-    StackForm,
-    load_encoder,
-    mount,
-    see_both_sides,
-)
+from ..models.stack import StackForm, load_encoder, mount
 from ..options import StackSettings
 from ..progress import SILENT, Watcher
 from ..tasks.data.report import describe

@@ -35,7 +35,8 @@ def test_statistics_in_16_bits_are_warned_of(tmp_path: Path, pair: list[Path], d
     notes = merge(pair, weights=[0.5, 0.5], method="regmean", statistics=files).notes
     assert bool(notes) is warns
     if warns:
-        assert notes[0].startswith("warning: the statistics in inputs0.safetensors, inputs1.safetensors have 16 bits.")
+        named = "inputs0.safetensors, inputs1.safetensors"
+        assert notes[0].startswith(f"warning: the statistics in {named} are stored in 16 bits.")
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_a_run_does_not_go_on_with_another_dev_set(causal: Path, tmp_path: Path)
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "write_output", die)
+        patch.setattr(module, "write_documents", die)
         with pytest.raises(KeyboardInterrupt):
             train_task(settings)
     Path(dev).write_text("".join(Path(dev).read_text().splitlines(keepends=True)[:3]))

@@ -60,7 +60,7 @@ class TestEarlyStopping:
         report = train_task(whole)
         broken = whole.model_copy(update={"out": str(tmp_path / "again")})
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "write_output", die)
+            patch.setattr(module, "write_documents", die)
             with pytest.raises(KeyboardInterrupt):
                 train_task(broken)
         resumed = train_task(broken.model_copy(update={"resume": True}))

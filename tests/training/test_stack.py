@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from adaptermix import load_adapter, train_stack
 from adaptermix.models.base import backbone, load_base
+from adaptermix.models.both_sides import see_both_sides
 from adaptermix.models.pooling import pool
-from adaptermix.models.stack import Projected, embedding_of, mount, see_both_sides
+from adaptermix.models.stack import Projected, embedding_of, mount
 from adaptermix.training.losses.stacking import state_loss, unexplained
 from adaptermix.training.stack_texts import TwoReadings, common_prefix
 

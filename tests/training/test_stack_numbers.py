@@ -15,8 +15,9 @@ from torch import nn
 
 from adaptermix import train_stack, train_task
 from adaptermix.models.base import backbone, load_base
+from adaptermix.models.both_sides import see_both_sides
 from adaptermix.models.formats.bitsandbytes import FORMATS
-from adaptermix.models.stack import Projected, embedding_of, mount, see_both_sides
+from adaptermix.models.stack import Projected, embedding_of, mount
 from adaptermix.progress import Advance, Silent
 
 from ..halves import TAGS, tiny_encoder_decoder

@@ -102,7 +102,7 @@ def test_a_run_does_not_go_on_in_another_dtype_because_of_the_hardware(
     settings = settings_for(causal, tmp_path, dtype="auto", steps=2)
     again = settings.model_copy(update={"resume": True})
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_output", die)
+        patch.setattr(module, "write_documents", die)
         patch.setattr("adaptermix.models.base.pick_dtype", lambda *_: torch.bfloat16)
         with pytest.raises(KeyboardInterrupt):
             train_task(settings)

@@ -92,7 +92,7 @@ def test_a_training_does_not_go_on_with_another_base(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(runner, "write_output", interrupted)
+        patched.setattr(runner, "write_documents", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train_task(TaskSettings(**given))
     change(tmp_path / "base")

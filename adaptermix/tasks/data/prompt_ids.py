@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..models.mixed_rows import MixedRows
-from ..models.positions import shortened
-from .prompts import Template
+from ...models.mixed_rows import MixedRows
+from ...models.positions import shortened
+from ..prompts import Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
