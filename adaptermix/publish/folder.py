@@ -41,6 +41,8 @@ _OF_KIND = {
     "adapter": (CONFIG, "adapter_model.safetensors", *_TOKENIZER),
     "checkpoint": (*_MODEL, *_TOKENIZER),
     "delta": ("delta.safetensors",),
+    "gguf": ("adapter.gguf",),
+    "mlx": (CONFIG, "adapters.safetensors"),
 }
 _RECORDS = (
     *("history.jsonl", "results.json", "report.html"),
@@ -137,6 +139,8 @@ def _contents(folder: Path) -> tuple[AdapterMeta | None, manifests.Manifest]:
         return None, document
     if document.get("artifact") == "delta" and not (folder / CONFIG).exists():
         open_tensors(folder / "delta.safetensors")
+        return None, document
+    if document.get("artifact") in ("gguf", "mlx"):
         return None, document
     source = open_adapter(folder)
     check_stored_names(source)
