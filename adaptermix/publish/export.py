@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..adapters import AdapterModule, AdapterSource, open_adapter
+from ..adapters import AdapterModule, AdapterSource, ModuleHeader, open_adapter
 from ..adapters.base_weights import load_module, without_copies
 from ..adapters.kinds import kinds_of
 from ..algebra import LowRank
@@ -91,11 +91,11 @@ def _prepare(settings: ExportSettings, engine: Engine) -> tuple[PlainAdapter, Ad
         source = without_copies(source, checkpoint)
     refuse_unserved(engine, source, is_encoder=_is_encoder(source, config, reference))
     load = _loader(source, checkpoint)
-    headers = {path: replace(load(path).header, scale=1.0) for path in source.modules}
+    headers = {path: load(path).header for path in source.modules} if kinds_of(meta) else _headers(source)
     adapter = PlainAdapter(
         name=source.name,
         meta=replace(meta, base=settings.base or meta.base, initial=None, peft_type="LORA"),
-        headers=headers,
+        headers={path: replace(header, scale=1.0) for path, header in headers.items()},
         load=load,
         config=config,
         dtype=_DTYPES[settings.dtype],
@@ -145,6 +145,11 @@ def _is_encoder(source: AdapterSource, config: PreTrainedConfig | None, referenc
         return kind_of(config, reference or source.name) == "encoder"
     except ModelError:  # such as a vision-language model
         return False
+
+
+def _headers(source: AdapterSource) -> dict[str, ModuleHeader]:
+    """Return the shapes of plain modules, without ranks that are zero."""
+    return {path: replace(header, rank=source.rank(path)) for path, header in source.modules.items()}
 
 
 def _loader(source: AdapterSource, checkpoint: Checkpoint | None) -> Callable[[str], AdapterModule]:

@@ -275,6 +275,9 @@ class TestRefusals:
         write_lora(tmp_path / "three", {"model.layers.0.self_attn.other": (4, 4, 2)}, base=str(base))
         with refuses("export.gguf-name: 'model.layers.0.self_attn.other'"):
             export(folder=tmp_path / "three", engine="llama.cpp", out=tmp_path / "out")
+        write_lora(tmp_path / "four", {K: (32, 32, 2)}, base=str(base))
+        with refuses("export.other-base: 16 output rows.*found 32"):
+            export(folder=tmp_path / "four", engine="llama.cpp", out=tmp_path / "out")
         (tmp_path / "stack").mkdir()
         (tmp_path / "stack" / "stack.json").write_text("{}")
         with refuses("export.stack"):

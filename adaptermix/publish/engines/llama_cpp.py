@@ -68,6 +68,19 @@ def _class_of(adapter: PlainAdapter) -> str:
     return str(((adapter.config.architectures if adapter.config else None) or [""])[0])
 
 
+def _heads(config: PreTrainedConfig, path: str) -> int | None:
+    """Return the number of heads of a q or k projection; None for other modules."""
+    heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(path.rpartition(".")[2])
+    return None if heads is None else int(getattr(config, heads))
+
+
+def _rows(config: PreTrainedConfig, path: str) -> int | None:
+    """Return the number of output rows of a q or k projection; None for other modules."""
+    heads = _heads(config, path)
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return None if heads is None else heads * int(size)
+
+
 def row_order(config: PreTrainedConfig, path: str, rows: int) -> Tensor:
     """Return for each row of a module in GGUF its row in transformers, for an architecture with pairs.
 
@@ -80,10 +93,9 @@ def row_order(config: PreTrainedConfig, path: str, rows: int) -> Tensor:
 
     Shapes: [rows], int64.
     """
-    kind = path.rpartition(".")[2]
-    if kind not in ("q_proj", "k_proj"):
+    heads = _heads(config, path)
+    if heads is None:
         return torch.arange(rows)
-    heads = config.num_attention_heads if kind == "q_proj" else config.num_key_value_heads
     return torch.arange(rows).reshape(heads, 2, rows // heads // 2).transpose(1, 2).reshape(-1)
 
 
@@ -104,6 +116,14 @@ class LlamaCpp(Engine):
                 code="export.architecture",
             )
         self._names(adapter)
+        for path, header in adapter.headers.items():
+            rows = _rows(adapter.config, path) if adapter.config else None
+            if rows is not None and rows != header.out:
+                raise PlanError(
+                    f"module '{path}' of '{adapter.name}' must have the {rows} output rows that the base model has, "
+                    f"found {header.out}. Pass the base model that the adapter was trained on: --base MODEL.",
+                    code="export.other-base",
+                )
 
     def _names(self, adapter: PlainAdapter) -> dict[str, str]:
         """Return the name in GGUF of the weight of each module.
