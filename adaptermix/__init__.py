@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .options import BakeSettings as BakeSettings
     from .options import CompareSettings as CompareSettings
     from .options import EvaluateSettings as EvaluateSettings
+    from .options import ExportSettings as ExportSettings
     from .options import ExtractSettings as ExtractSettings
     from .options import FusionSettings as FusionSettings
     from .options import InspectSettings as InspectSettings

@@ -19,6 +19,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from adaptermix import export
+
 from .factories import CONFIG, WEIGHTS
 
 PREFIX = "base_model.model."
@@ -146,3 +148,91 @@ def check_one_meaning(folder: Path) -> dict[str, Tensor]:
     for rule in RULES:
         assert distance(deltas_by(rule, folder), expected) < 1e-14, rule  # float64, in another order
     return expected
+
+
+_GGUF = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def _unpaired(rows: Tensor, heads: int) -> Tensor:
+    """Return the rows of a Llama's q or k as transformers has them: the two of a pair lie half a head apart."""
+    size = len(rows) // heads
+    plain = torch.empty_like(rows)
+    for head in range(heads):
+        for pair in range(size // 2):
+            for side in range(2):
+                plain[head * size + side * (size // 2) + pair] = rows[head * size + 2 * pair + side]
+    return plain
+
+
+def gguf_deltas(folder: Path, base: Path) -> dict[str, Tensor]:
+    """Return the deltas that llama.cpp makes of an exported adapter of a Llama, in the rows of transformers."""
+    from gguf import GGUFReader, quants
+
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    file = GGUFReader(folder / "adapter.gguf")
+    fields = {name: field.contents() for name, field in file.fields.items()}
+    assert (fields["general.architecture"], fields["general.type"], fields["adapter.type"]) == (
+        *("llama", "adapter", "lora"),
+    )
+    tensors = {
+        each.name: torch.tensor(quants.dequantize(each.data, each.tensor_type)).reshape(*reversed(each.shape.tolist()))
+        for each in file.tensors
+    }
+    deltas = {}
+    for name in (name for name in tensors if name.endswith(".weight.lora_a")):
+        stem = name.removesuffix(".lora_a")
+        _, block, part, _ = stem.split(".")
+        module = Module(
+            f"model.layers.{block}.{_GGUF[part]}", tensors[name].double(), tensors[f"{stem}.lora_b"].double()
+        )
+        delta = llama_cpp(module, {"lora_alpha": fields["adapter.lora.alpha"]})
+        heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}.get(part)
+        deltas[module.path] = _unpaired(delta, heads) if heads else delta
+    assert len(tensors) == 2 * len(deltas)
+    return deltas
+
+
+def mlx_deltas(folder: Path) -> dict[str, Tensor]:
+    """Return the deltas that mlx-lm makes of an exported adapter."""
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    parameters, tensors = config["lora_parameters"], load_file(folder / "adapters.safetensors")
+    assert config["fine_tune_type"] == "lora"
+    assert {f"{path}.lora_{factor}" for path in parameters["keys"] for factor in "ab"} == set(tensors)
+    deltas = {}
+    for path in parameters["keys"]:
+        a, b = (tensors[f"{path}.lora_{factor}"].double() for factor in "ab")
+        assert a.shape[1] == b.shape[0] == parameters["rank"]
+        deltas[path] = (parameters["scale"] * (a @ b)).T
+    return deltas
+
+
+def exported_deltas(engine: str, folder: Path, base: Path) -> dict[str, Tensor]:
+    """Return the deltas that an engine makes of the folder that was exported for it."""
+    if engine == "llama.cpp":
+        return gguf_deltas(folder, base)
+    return mlx_deltas(folder) if engine == "mlx" else deltas_by(engine.removesuffix("-llm"), folder)
+
+
+def check_exports(folder: Path, base: Path, out: Path, expected: Mapping[str, Tensor]) -> None:
+    """Check that every engine makes the expected deltas of an adapter of a Llama that was exported for it.
+
+    Args:
+        folder: The adapter.
+        base: Its base model.
+        out: Folder for the exports.
+        expected: The deltas.
+    """
+    for engine in ("vllm", "sglang", "tensorrt-llm", "llama.cpp", "mlx"):
+        report = export(folder=folder, engine=engine, base=str(base), out=out / engine)
+        assert distance(exported_deltas(engine, out / engine, base), expected) < 1e-6, engine
+        assert report.error is not None
+        assert report.error < 1e-6
+        assert report.modules.keys() == expected.keys()

@@ -8,13 +8,23 @@ from typing import Any
 
 import pytest
 
-from adaptermix import MergeSettings, SearchSettings, merge_learned, search, train_align, train_joint, train_task
+from adaptermix import (
+    MergeSettings,
+    SearchSettings,
+    export,
+    merge_learned,
+    search,
+    train_align,
+    train_joint,
+    train_task,
+)
 from adaptermix.merging.extract_adapter import extract
 
 from .checkpoints.models import linear_only, tune
 from .factories import CONFIG, WEIGHTS, load_base, peft_kind
 from .fusion.test_commands import write_rows
-from .loaders import check_one_meaning, deltas_by, distance
+from .loaders import check_exports, check_one_meaning, deltas_by, distance
+from .refusals import refuses
 from .training.data import write_slots
 from .training.test_align import settings_for as align_settings
 from .training.test_joint import settings_for as joint_settings
@@ -39,6 +49,7 @@ def test_extract(base: Path, tmp_path: Path, settings: dict[str, Any], dtype: st
     assert {config["r"], *config["rank_pattern"].values()} == ranks
     assert config["r"] == max(ranks)
     assert distance(deltas_by("peft", tmp_path / "compact"), got) == 0
+    check_exports(tmp_path / "compact", base, tmp_path / "exports", got)
 
 
 def test_trainings_and_a_search(causal: Path, tmp_path: Path) -> None:
@@ -56,11 +67,12 @@ def test_trainings_and_a_search(causal: Path, tmp_path: Path) -> None:
     found = check_one_meaning(tmp_path / "filled")
     assert distance(deltas_by("peft", tmp_path / "compact"), found) == 0
     assert json.loads((tmp_path / "compact" / CONFIG).read_text())["rank_pattern"]
+    check_exports(tmp_path / "compact", causal, tmp_path / "exports", found)
 
 
 def test_training_on_two_objectives_and_from_an_adapter_of_unequal_ranks(causal: Path, tmp_path: Path) -> None:
     train_joint(joint_settings(causal, tmp_path, steps=2))
-    check_one_meaning(tmp_path / "out")
+    check_exports(tmp_path / "out", causal, tmp_path / "exports", check_one_meaning(tmp_path / "out"))
     unequal: dict[str, Any] = {"r": 4, "rank_pattern": {"v_proj": 2}, "target_modules": ["q_proj", "v_proj"]}
     start = peft_kind(load_base(causal), tmp_path / "start", **unequal)
     before = deltas_by("peft", start)
@@ -68,6 +80,7 @@ def test_training_on_two_objectives_and_from_an_adapter_of_unequal_ranks(causal:
         train_task(go_on(causal, tmp_path, start_from=str(start), out=str(tmp_path / name), learning_rate=STILL))
         assert distance(check_one_meaning(tmp_path / name), before) < 1e-5
         start = tmp_path / name
+    check_exports(start, causal, tmp_path / "more", deltas_by("peft", start))
 
 
 def test_learned_weights(encoder: Path, tmp_path: Path) -> None:
@@ -87,3 +100,7 @@ def test_learned_weights(encoder: Path, tmp_path: Path) -> None:
     )
     assert merge_learned(settings).rank == 6
     check_one_meaning(tmp_path / "out")
+    with refuses("export.whole-tensors: heads.*'classifier"):
+        export(folder=tmp_path / "task", engine="vllm", out=tmp_path / "export")
+    with refuses("export.encoder"):
+        export(folder=tmp_path / "align", engine="vllm", out=tmp_path / "export")

@@ -60,6 +60,7 @@ BY_HAND = {
         "task": "the_step_that_is_taken_and_its_gates_by_hand",
         "entropy": "the_entropy_is_that_of_each_word",
     },
+    "engine": {"vllm sglang tensorrt-llm llama.cpp mlx": "each_engine_computes_the_deltas_of_the_adapter"},
     "fit": {
         "gradient": "updates_too_small_for_bfloat16_are_kept_in_the_masters",
         "least-squares": "the_adapter_that_peft_loads_explains_the_reported_share",

@@ -182,9 +182,9 @@ class AdapterWriter:
             OutputError: a factor overflows the storage dtype.
             ValueError: the module has another shape than announced.
         """
-        plan, update = self._plan, _in_storage_dtype(module.update, self._plan.dtype)
+        plan, update = self._plan, module.update
         first, second = (f"{PREFIX}{path}.{part}" for part in FACTORS[module.layout.kind])
-        missing = self._headers[first][1][0] - update.rank
+        rank = self._headers[first][1][0]
         announced = plan.modules[path]
         shape = (announced.out, announced.into)
         if (update.shape, module.layout) != (shape, announced.layout):
@@ -193,13 +193,13 @@ class AdapterWriter:
                 f"{list(update.shape)} ({module.layout})",
                 code="tensor-file.shape",
             )
-        if missing < 0:
+        if update.rank > rank:
             raise InvalidValueError(
                 f"module {path!r} must have at most the announced rank, and has {update.rank}", code="tensor-file.rank"
             )
-        a = scaled(update.a, update.scale)
-        self._write(first, pad(a, (0, 0, 0, missing)) if missing else a)
-        self._write(second, pad(update.b, (0, missing)) if missing else update.b)
+        written = stored(update, rank=rank, dtype=plan.dtype)
+        self._write(first, written.a)
+        self._write(second, written.b)
         if plan.has_biases:
             self._write(f"{PREFIX}{path}.{_BIAS}", torch.zeros(len(update.b)) if module.bias is None else module.bias)
         if module.magnitude is not None:
@@ -237,6 +237,22 @@ def _in_storage_dtype(update: LowRank, dtype: torch.dtype) -> LowRank:
     if dtype.itemsize >= 4 or (update.scale == 1 and update.a.dtype == update.b.dtype == dtype):
         return update
     return to_storage(update, dtype)[0]
+
+
+def stored(update: LowRank, *, rank: int, dtype: torch.dtype) -> LowRank:
+    """Return an update in the form that files have: scale 1, in a storage dtype, with zeros up to a rank.
+
+    Args:
+        update: The update, of at most that rank.
+        rank: Rank of the result.
+        dtype: The storage dtype; values that overflow it become infinite.
+    """
+    update = _in_storage_dtype(update, dtype)
+    a, missing = scaled(update.a, update.scale), rank - update.rank
+    padded = LowRank(
+        a=pad(a, (0, 0, 0, missing)) if missing else a, b=pad(update.b, (0, missing)) if missing else update.b
+    )
+    return padded.to(dtype)
 
 
 def _owner(name: str) -> str:

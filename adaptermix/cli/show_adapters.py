@@ -10,7 +10,15 @@ if TYPE_CHECKING:
     from ..merge_statistics import StatisticsReport
     from ..merging import MergeReport
     from ..merging.extract_report import ExtractReport
-    from ..options import ExtractSettings, MergeSettings, MethodsSettings, PushSettings, StatisticsSettings
+    from ..options import (
+        ExportSettings,
+        ExtractSettings,
+        MergeSettings,
+        MethodsSettings,
+        PushSettings,
+        StatisticsSettings,
+    )
+    from ..publish.export_report import ExportReport
     from ..publish.hub import PushReport
 
 
@@ -97,6 +105,20 @@ def show_statistics(report: StatisticsReport, settings: StatisticsSettings, cons
     )
     if not settings.dry_run:
         console.say(f"wrote {settings.out}")
+
+
+def show_export(report: ExportReport, settings: ExportSettings, console: Console) -> None:
+    """Show an export, and how to serve it."""
+    from ..publish.output import megabytes
+
+    error = "" if report.error is None else f", the deltas differ by at most {report.error:.1e}"
+    size = "" if report.bytes is None else f", {megabytes(report.bytes)}"
+    console.say(
+        f"{'would write' if settings.dry_run else 'wrote'} {settings.out} for {report.engine}: {len(report.modules)} "
+        f"modules of rank {report.rank}{size}{error}"
+    )
+    for command in report.commands:
+        console.say(f"  {command}")
 
 
 def show_push(report: PushReport, settings: PushSettings, console: Console) -> None:

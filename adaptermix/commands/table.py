@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     # The types of the commands as Python functions, which `function_of` makes from the records below.
     from .. import analysis, baking, evaluation, merge_statistics, options, weight_search
     from ..merging.extract_report import ExtractReport
+    from ..publish.export_report import ExportReport
     from ..publish.hub import PushReport
     from ..training.report import TrainReport
     from .signature import typed
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     bake = typed(options.BakeSettings, baking.BakeReport)
     compare_systems = typed(options.CompareSettings, evaluation.Systems)
     evaluate = typed(options.EvaluateSettings, evaluation.Evaluation)
+    export = typed(options.ExportSettings, ExportReport)
     extract = typed(options.ExtractSettings, ExtractReport)
     inspect = typed(options.InspectSettings, analysis.Inspection)
     push = typed(options.PushSettings, PushReport)
@@ -237,6 +239,18 @@ _ALL = (
         "Give the models before the options that take several values.\n\n"
         "Example: adaptermix spectrum BASE TUNED --layers 0-11 --modules q_proj k_proj --csv scaling.csv\n\n"
         "Example: adaptermix spectrum mbart-large-50 mbart-m2m mbart-m2o --layers 'encoder.*' --table scaling.md",
+    ),
+    Command(
+        name="export",
+        summary="Write an adapter for vLLM, SGLang, TensorRT-LLM, llama.cpp or MLX.",
+        options="ExportSettings",
+        makes="a LoRA adapter in the form of an inference engine",
+        function="export",
+        run="publish.export:export",
+        show="show_adapters:show_export",
+        notes="Every module gets one rank and scale 1, since these engines ignore rank_pattern and alpha_pattern. An "
+        "adapter with parts that the engine cannot serve is refused; see docs/serving.md.\n\n"
+        "Example: adaptermix export merged --for vllm --out merged-vllm",
     ),
     Command(
         name="push",

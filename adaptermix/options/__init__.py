@@ -15,6 +15,7 @@ from .statistics import StatisticsSettings
 from .tools import (
     DemoInputsSettings,
     DemoSettings,
+    ExportSettings,
     InspectSettings,
     PushSettings,
     RunSettings,
@@ -33,6 +34,7 @@ __all__ = [
     "DemoSettings",
     "Dtype",
     "EvaluateSettings",
+    "ExportSettings",
     "ExtractSettings",
     "FusionSettings",
     "GenerationSettings",

@@ -1,7 +1,7 @@
 """Registries of names that other packages can extend; options are checked without importing torch.
 
 The entries themselves are registered by the packages that define them: `tasks`, `tasks.heads`, `fusion`,
-`baking` and `models.formats`.
+`baking`, `models.formats` and `publish.engines`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,12 @@ STRATEGIES: Registry[Any] = Registry(
 )
 FORMATS: Registry[Any] = Registry(
     "quantised format", "adaptermix.formats", built_in=("nf4", "fp4", "int8"), instances=True
+)
+ENGINES: Registry[Any] = Registry(
+    "engine",
+    "adaptermix.engines",
+    built_in=("vllm", "sglang", "tensorrt-llm", "llama.cpp", "mlx"),
+    instances=True,
 )
 
 

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from ..errors import InvalidValueError
-from .base import Placed, Settings
-from .fields import Device, Files, Positive
+from .base import Placed, Settings, Written
+from .fields import Device, Files, Positive, StorageDtype
+from .registries import ENGINES, one_of
 from .roles import ADAPTER, MODEL, OTHER, Argument, Flag, Reads, Role, Writes
 
 
@@ -29,6 +30,19 @@ class PushSettings(Settings):
     dry_run: Annotated[bool, Role.HANDLING] = Field(
         False, description="show the card and list the files; write nothing, no network"
     )
+
+
+class ExportSettings(Written):
+    """Write an adapter in the form that an inference engine reads, and prove that its deltas are the same."""
+
+    folder: Annotated[str, Reads(ADAPTER), Argument("DIR")] = Field(description="adapter folder")
+    engine: Annotated[str, one_of(ENGINES), Flag("--for")] = Field(description="inference engine")
+    base: Annotated[str | None, Reads(MODEL)] = Field(
+        None,
+        description="base model, where it is not the one that the adapter names, and for adapters that start from base "
+        "weights (PiSSA, OLoRA)",
+    )
+    dtype: StorageDtype = Field("float32", description="storage dtype of the factors")
 
 
 class InspectSettings(Settings):

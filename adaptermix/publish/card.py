@@ -14,6 +14,7 @@ from ..io.json_types import JsonObject
 from ..models.head_forms import HEAD_FORMS
 from ..provenance.kinds import KINDS
 from ..provenance.manifest import START, Manifest
+from .engines import fill
 from .private import hub_id, last_part, without_paths
 
 __all__ = ["card", "hub_id"]
@@ -22,6 +23,10 @@ _PLACEHOLDER = "BASE MODEL"
 """Placeholder in the usage example for a base model without a Hub id."""
 
 _MARKUP = re.compile(r"[\\`*\[\]<>|#~&]")
+
+
+_LIBRARIES = {"gguf": "gguf", "mlx": "mlx", "stack": "adaptermix"}
+"""The Hub's names of the libraries that read outputs which PEFT and transformers do not."""
 
 
 def plain(text: object, limit: int = 200) -> str:
@@ -45,8 +50,9 @@ def _header(document: Manifest, base: str | None) -> str:
     # The Hub accepts only ISO 639 codes: pairs (de-en) become two, and scripts (zh-Hant) are dropped.
     languages = sorted({code for name in names for code in re.findall(r"(?<![A-Za-z])[a-z]{2,3}(?![A-Za-z])", name)})
     library, kind, relation = ("transformers", "model", "merge") if _is_full(document) else ("peft", "lora", "adapter")
-    is_stack = document.get("artifact") == "stack"
-    library, kind = ("adaptermix", "stack") if is_stack else (library, kind)
+    library = _LIBRARIES.get(str(document.get("artifact")), library)
+    if document.get("artifact") == "stack":
+        kind = "stack"
     header: JsonObject = {
         "library_name": library,
         "tags": [kind, "adaptermix", str(document.get("kind"))] if document.get("versions") else [kind],
@@ -198,7 +204,10 @@ def _quoted(text: str) -> str:
 
 
 def _by_command(document: Manifest, base: str, reference: str) -> str | None:
-    """Return usage instructions for a stack or a head on hidden states, which PEFT alone cannot load; else None."""
+    """Return usage instructions for an export, a stack or a head on hidden states, which PEFT alone cannot load."""
+    if serve := document.get("serve"):
+        lines = "\n".join(fill(str(command), base=base, adapter=reference) for command in serve["commands"])
+        return f"With {plain(serve['engine'])}:\n\n```bash\n{lines}\n```"
     task = document.get("task")
     task = task if isinstance(task, Mapping) else {}
     data = f"--task {task.get('name', 'TASK')} --data FILE"

@@ -48,6 +48,8 @@ _OF_KIND = {
         *_TOKENIZER,
         *(f"base/{name}" for name in (*_MODEL, *_TOKENIZER)),
     ),
+    "gguf": ("adapter.gguf",),
+    "mlx": (CONFIG, "adapters.safetensors"),
 }
 _RECORDS = (
     *("history.jsonl", "results.json", "report.html"),
@@ -152,6 +154,8 @@ def _contents(folder: Path) -> tuple[AdapterMeta | None, manifests.Manifest]:
         open_tensors(folder / "delta.safetensors")
         return None, document
     if document.get("artifact") == "stack" and not (folder / CONFIG).exists():
+        return None, document
+    if document.get("artifact") in ("gguf", "mlx"):
         return None, document
     source = open_adapter(folder)
     check_stored_names(source)

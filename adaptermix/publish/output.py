@@ -13,6 +13,7 @@ from ..adapters import AdapterFile, AdapterState, write_adapter
 from ..io.files import whole_folder, write_whole
 from ..provenance import manifest
 from .card import card
+from .engines.vllm import VLLM_RANKS, vllm_limit
 
 _LARGE = 0.5
 """Share of the base model's size above which an adapter is called large."""
@@ -53,10 +54,6 @@ def size_notes(size: int, base: Path | None) -> tuple[str, ...]:
     )
 
 
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Values that vLLM's --max-lora-rank takes; an adapter needs one of at least its rank."""
-
-
 def size_sentence(rank: int, size: int) -> str:
     """Return rank and size of an adapter in words, with the limit on ranks that vLLM must be started with.
 
@@ -64,7 +61,7 @@ def size_sentence(rank: int, size: int) -> str:
         >>> size_sentence(24, 14_708_168)
         'rank 24, 14.7 MB; vLLM needs --max-lora-rank 32'
     """
-    limit = next((most for most in VLLM_RANKS if most >= rank), None)
+    limit = vllm_limit(rank)
     vllm = f"vLLM takes ranks up to {VLLM_RANKS[-1]} only" if limit is None else f"vLLM needs --max-lora-rank {limit}"
     return f"rank {rank}, {megabytes(size)}; {vllm}"
 

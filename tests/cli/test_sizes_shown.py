@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from adaptermix.publish.output import VLLM_RANKS, size_sentence
+from adaptermix.publish.engines.vllm import VLLM_RANKS
+from adaptermix.publish.output import size_sentence
 from tests.checkpoints.models import linear_only, tune
 from tests.factories import CONFIG, WEIGHTS, load_base, peft_kind, write_lora
 from tests.loaders import check_one_meaning
