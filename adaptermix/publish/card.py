@@ -51,7 +51,7 @@ def _header(document: Manifest, base: str | None) -> str:
     languages = sorted({code for name in names for code in re.findall(r"(?<![A-Za-z])[a-z]{2,3}(?![A-Za-z])", name)})
     library, kind, relation = ("transformers", "model", "merge") if _is_full(document) else ("peft", "lora", "adapter")
     library = _LIBRARIES.get(str(document.get("artifact")), library)
-    if document.get("artifact") == "stack":
+    if is_stack := document.get("artifact") == "stack":
         kind = "stack"
     header: JsonObject = {
         "library_name": library,
