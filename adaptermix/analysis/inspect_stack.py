@@ -25,7 +25,7 @@ class StackInspection:
         encoder: The multilingual encoder.
         base: The model on top.
         width: Width of the encoder's states.
-        own_width: Width of the states of the model on top.
+        own_width: Width of the word embeddings of the model on top.
         norm: Frobenius norm of the projection's weight.
         bias_norm: Norm of its bias.
         attention: "causal" or "both".

@@ -12,7 +12,8 @@ from ..io.files import check_not_input, check_output, whole_folder
 from ..io.fingerprints import fingerprint
 from ..merging.merge_adapters import check_trained_on
 from ..models.base import fingerprint_of
-from ..models.stack import ADAPTER, PARTS, Part, StackForm, check_found, check_parts, stack_folder
+from ..models.stack import ADAPTER, PARTS, Part, StackForm, stack_folder
+from ..models.stack_parts import check_found, check_parts
 from ..options import BakeSettings
 from ..options.paths import holds_output
 from ..options.roles import Role, marked

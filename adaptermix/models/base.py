@@ -28,17 +28,9 @@ from .mixed_rows import MixedRows, mount_mixed
 from .own_heads import add_own_head
 from .pretrained import cached_file, load_config, load_model, load_tokenizer, split_revision
 from .quantization import check_reading, compute_in, identity, keep_codes, loading_options, stored_format
-from .stack import (
-    StackForm,
-    check_found,
-    check_parts,
-    embedding_of,
-    load_encoder,
-    load_projection,
-    mount,
-    stack_folder,
-)
+from .stack import ADAPTER, PARTS, StackForm, embedding_of, mount, stack_folder
 from .stack_adapter import add_own_adapter, open_own_adapter
+from .stack_parts import check_found, check_parts, load_encoder, load_projection
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
@@ -153,9 +145,15 @@ def model_origins(reference: str) -> list[Origin]:
 
 
 def files_of(reference: str) -> list[str] | None:
-    """Return hashes of a base model's weights, and of its configuration and tokenizer, if they are on disk."""
+    """Return hashes of a base model's weights, and of its configuration and tokenizer, if they are on disk.
+
+    The weights of a stack are its projection and the LoRA in its folder; `stack.json` has the hashes of its two models.
+    """
     folder = model_folder(reference)
-    return [fingerprint(folder) or "", companion_digest(folder)] if folder else None
+    if folder is None:
+        return None
+    loras = [folder / ADAPTER] if stack_folder(reference) and (folder / ADAPTER).is_dir() else []
+    return [*(fingerprint(each) or "" for each in (folder, *loras)), companion_digest(folder)]
 
 
 def model_kind(reference: str) -> Kind:
@@ -279,8 +277,9 @@ def _mount(
     Returns:
         How a stack that generates reads prompts; None for others.
     """
-    check_parts(folder, form, {name: fingerprint_of(getattr(form, name).id) for name in ("encoder", "base")})
     encoder, below = load_encoder(form.encoder.id, device=body.device, dtype=dtype)
+    # Files that loading has fetched from the Hub are there only now.
+    check_parts(folder, form, {name: fingerprint_of(getattr(form, name).id) for name in PARTS})
     if form.generates:
         mixed = mount_mixed(body, encoder, below, augments=form.mode == "augment")
         load_projection(folder, embedding_of(body))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,3 +52,27 @@ def see_both_sides(body: PreTrainedModel) -> None:
         }
 
     body.register_forward_pre_hook(open_mask, with_kwargs=True)
+    if not _sees_later_tokens(body):
+        raise ModelError(
+            "--attention both needs a model that accepts a mask with a value for each pair of tokens, and "
+            f"{type(body).__name__} does not: use --attention causal, or another model on top.",
+            code="stack.attention",
+        )
+
+
+def _sees_later_tokens(body: PreTrainedModel) -> bool:
+    """Return whether a model with an open mask runs, and whether a change of the last token moves the first one.
+
+    OPT and models with ALiBi compute positions from a mask of two dimensions, and fail with another one.
+    """
+    width = cast(nn.Embedding, body.get_input_embeddings()).weight.shape[1]
+    vectors = torch.randn(1, 4, width, generator=torch.Generator().manual_seed(0)).repeat(2, 1, 1)
+    vectors[1, -1] *= -1
+    vectors = vectors.to(body.device, body.dtype)
+    mask = torch.ones(2, 4, dtype=torch.long, device=body.device)
+    try:
+        with torch.no_grad():
+            states = body(inputs_embeds=vectors, attention_mask=mask).last_hidden_state
+    except (IndexError, RuntimeError, TypeError, ValueError):
+        return False
+    return not torch.equal(states[0, 0], states[1, 0])

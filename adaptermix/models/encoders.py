@@ -65,6 +65,13 @@ def width_of(config: PretrainedConfig) -> int:
     return int(getattr(config, "d_model", None) or config.hidden_size)
 
 
+def embedding_width_of(config: PretrainedConfig) -> int:
+    """Return the width of a model's word embeddings, which some models (ELECTRA, ALBERT, OPT) widen to their states."""
+    config = config.get_text_config()
+    names = ("embedding_size", "word_embed_proj_dim")
+    return next((int(size) for name in names if (size := getattr(config, name, None))), width_of(config))
+
+
 @cache
 def _half(whole: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """Return the encoder half of a class without a head. Modules keep their paths, such as `encoder.layers.0.fc1`."""
@@ -92,6 +99,9 @@ def _half(whole: type[PreTrainedModel]) -> type[PreTrainedModel]:
     def embeddings(self: PreTrainedModel) -> object:
         return self.encoder.get_input_embeddings()
 
+    def set_embeddings(self: PreTrainedModel, new: nn.Module) -> None:
+        self.encoder.set_input_embeddings(new)
+
     return type(
         f"{whole.__name__.removesuffix('Model')}EncoderHalf",
         (whole,),
@@ -100,6 +110,7 @@ def _half(whole: type[PreTrainedModel]) -> type[PreTrainedModel]:
             "__module__": __name__,
             "forward": forward,
             "get_input_embeddings": embeddings,
+            "set_input_embeddings": set_embeddings,
             _MARK: True,
             "_keys_to_ignore_on_load_unexpected": [r"decoder", r"lm_head", r"final_logits_bias"],
         },

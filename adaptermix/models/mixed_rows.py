@@ -23,7 +23,7 @@ from ..errors import ModelError
 from .encoders import width_of
 from .languages import Tagged, language_tags
 from .positions import positions_of, shortened
-from .stack import Projected, replace_embeddings
+from .stack import Projected, padding_of, replace_embeddings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,7 +39,6 @@ class MixedEmbeddings(Projected):
         encoder: E, as in `Projected`.
         embeddings: The model's own embeddings.
         width: Width of E's states.
-        own_width: Width of the model's embeddings.
         pad_id: Id of E's padding token.
         border: Id of the border, V + the number of E's embeddings.
 
@@ -48,14 +47,14 @@ class MixedEmbeddings(Projected):
         offset: V, the number of the model's embeddings.
         border_id: Id of the border.
 
-    Shapes: ids [rows tokens]; returns [rows tokens own_width].
+    Shapes: ids [rows tokens]; returns [rows tokens own_width], as for `Projected`.
     """
 
-    def __init__(
-        self, encoder: nn.Module, embeddings: nn.Module, *, width: int, own_width: int, pad_id: int, border: int
-    ) -> None:
-        super().__init__(encoder, embeddings, width=width, own_width=own_width, pad_id=pad_id)
-        self.offset = self.weight.shape[0]
+    reads_rows = False  # the encoder's part of a row is cut by `MixedRows`
+
+    def __init__(self, encoder: nn.Module, embeddings: nn.Module, *, width: int, pad_id: int, border: int) -> None:
+        super().__init__(encoder, embeddings, width=width, pad_id=pad_id)
+        self.offset, own_width = self.weight.shape
         self.border_id = border
         self.border = nn.Embedding(1, own_width)
         embeddings.requires_grad_(False)
@@ -186,23 +185,11 @@ def mount_mixed(
     Raises:
         ModelError: the encoder's tokenizer has no padding token.
     """
-    if tokenizer.pad_token_id is None:
-        raise ModelError(
-            "the tokenizer of a stack's encoder must have a padding token, and lacks one. Set pad_token in "
-            "tokenizer_config.json.",
-            code="model.special-tokens",
-        )
+    pad_id = padding_of(tokenizer)
     embeddings = cast(nn.Embedding, model.get_input_embeddings())
-    offset, own_width = embeddings.weight.shape
-    border = offset + max(len(tokenizer), cast(nn.Embedding, encoder.get_input_embeddings()).weight.shape[0])
-    embedding = MixedEmbeddings(
-        encoder,
-        embeddings,
-        width=width_of(encoder.config),
-        own_width=own_width,
-        pad_id=int(cast(int, tokenizer.pad_token_id)),
-        border=border,
-    )
+    offset = len(embeddings.weight)
+    border = offset + max(len(tokenizer), len(cast(nn.Embedding, encoder.get_input_embeddings()).weight))
+    embedding = MixedEmbeddings(encoder, embeddings, width=width_of(encoder.config), pad_id=pad_id, border=border)
     replace_embeddings(model, embedding)
     return MixedRows(
         reader=Tagged(tokenizer=tokenizer, tags=language_tags(tokenizer)),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Set
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from torch import nn
 
 from ..options import TrainingSettings
 from ..progress import Watcher
+from .stack import Projected
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,7 +25,7 @@ def positions_of(model: PreTrainedModel) -> int | None:
     """Return how many tokens a model can read at once; None if its configuration sets no limit.
 
     Position tables may have unusable entries: those of RoBERTa and its relatives (XLM-R) start after the padding
-    token's number, and those of OPT after an offset.
+    token's number, and those of OPT after an offset. The encoder of a stack limits the stack, too.
     """
     config = model.config.get_text_config()
     limits = [value for name in _NAMES if isinstance(value := getattr(config, name, None), int) and value > 0]
@@ -32,6 +33,8 @@ def positions_of(model: PreTrainedModel) -> int | None:
         if name.rpartition(".")[2] in _TABLES and isinstance(module, nn.Embedding):
             unused = getattr(module, "offset", 0) if module.padding_idx is None else module.padding_idx + 1
             limits.append(module.num_embeddings - unused)
+        if isinstance(module, Projected) and module.reads_rows:
+            limits += filter(None, [positions_of(cast("PreTrainedModel", module.encoder))])
     return min(limits, default=None)
 
 

@@ -11,21 +11,18 @@ EMNLP 2024, arXiv 2406.12739, section 3.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from .encoders import encoder_class, width_of
-from .pretrained import load_config, load_model, load_tokenizer
-from .stack_paths import found_id, is_local, stored_id
+from .encoders import width_of
+from .stack_paths import found_id, stored_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -140,21 +137,23 @@ class Projected(nn.Module):
 
     Args:
         encoder: E, a transformers model that returns `last_hidden_state`.
-        embeddings: The model's own embeddings.
+        embeddings: The model's own embeddings; of some models (ELECTRA, ALBERT) narrower than its states.
         width: Width of E's states.
-        own_width: Width of the model's states.
         pad_id: Id of E's padding token; these positions are masked.
 
     Attributes:
         projection: U, a linear layer with bias, in float32; its output has the dtype of the model's embeddings.
+        reads_rows: Whether the encoder reads whole rows, which then must fit its positions.
 
-    Shapes: ids [rows tokens]; returns [rows tokens own_width].
+    Shapes: ids [rows tokens]; returns [rows tokens own_width], with own_width the width of the model's embeddings.
     """
 
-    def __init__(self, encoder: nn.Module, embeddings: nn.Module, *, width: int, own_width: int, pad_id: int) -> None:
+    reads_rows = True
+
+    def __init__(self, encoder: nn.Module, embeddings: nn.Module, *, width: int, pad_id: int) -> None:
         super().__init__()
         self._frozen = (encoder.eval().requires_grad_(False), embeddings)
-        self.projection = nn.Linear(width, own_width)
+        self.projection = nn.Linear(width, self.weight.shape[1])
         self.pad_id = pad_id
         self.reads_own = False
         self._scale: tuple[Tensor, Tensor] | None = None
@@ -250,6 +249,21 @@ class Projected(nn.Module):
         return self.read_own(ids) if self.reads_own else self.project(self.encoder_states(ids))
 
 
+def padding_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id of the padding token of an encoder's tokenizer.
+
+    Raises:
+        ModelError: there is no such token.
+    """
+    if tokenizer.pad_token_id is None:
+        raise ModelError(
+            "the tokenizer of a stack's encoder must have a padding token, and lacks one. Set pad_token in "
+            "tokenizer_config.json.",
+            code="model.special-tokens",
+        )
+    return int(cast(int, tokenizer.pad_token_id))
+
+
 def mount(body: PreTrainedModel, encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Projected:
     """Put an encoder under a model, in place, and return the new embeddings of the model.
 
@@ -259,19 +273,15 @@ def mount(body: PreTrainedModel, encoder: PreTrainedModel, tokenizer: PreTrained
         tokenizer: The encoder's tokenizer.
 
     Raises:
-        ModelError: positions of the model depend on the padding token, and it differs from the encoder's.
+        ModelError: positions of the model depend on the padding token, and it differs from the encoder's; or the
+            encoder's tokenizer has no padding token.
     """
-    if tokenizer.pad_token_id is None:
-        raise ModelError(
-            "the tokenizer of a stack's encoder must have a padding token, and lacks one. Set pad_token in "
-            "tokenizer_config.json.",
-            code="model.special-tokens",
-        )
-    pad_id = int(cast(int, tokenizer.pad_token_id))
+    pad_id = padding_of(tokenizer)
     # Types of tokens are not those of the model on top.
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
-    # Embeddings of the RoBERTa family number the positions of a text from the padding token.
-    numbering = [module for name, module in body.named_modules() if name.rpartition(".")[2] == "embeddings"]
+    # Embeddings of the RoBERTa family, and positions of M2M100's, number the tokens of a text from the padding token.
+    names = ("embeddings", "embed_positions")
+    numbering = [module for name, module in body.named_modules() if name.rpartition(".")[2] in names]
     offsets = {getattr(module, "padding_idx", None) for module in numbering}
     if shifted := offsets - {None, pad_id}:
         raise ModelError(
@@ -280,8 +290,7 @@ def mount(body: PreTrainedModel, encoder: PreTrainedModel, tokenizer: PreTrained
             code="stack.positions",
         )
     embeddings = cast(nn.Module, body.get_input_embeddings())
-    widths = {"width": width_of(encoder.config), "own_width": width_of(body.config)}
-    embedding = Projected(encoder, embeddings, **widths, pad_id=pad_id)
+    embedding = Projected(encoder, embeddings, width=width_of(encoder.config), pad_id=pad_id)
     replace_embeddings(body, embedding)
     body.config.pad_token_id = pad_id
     return embedding
@@ -306,75 +315,3 @@ def replace_embeddings(model: PreTrainedModel, embedding: Projected) -> None:
 def embedding_of(model: nn.Module) -> Projected:
     """Return the projected embeddings of a stack's model."""
     return next(module for module in model.modules() if isinstance(module, Projected))
-
-
-def load_encoder(
-    reference: str, *, device: torch.device, dtype: torch.dtype
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the encoder of a stack, or the encoder half of an encoder-decoder, with its tokenizer.
-
-    Raises:
-        ModelError: there is no such model.
-    """
-    what = "encoder"
-    model = load_model(reference, encoder_class(load_config(reference, what=what)), what=what, dtype=dtype)
-    return model.to(device).eval().requires_grad_(False), load_tokenizer(reference, what=what)
-
-
-def check_found(folder: Path, form: StackForm) -> None:
-    """Refuse a stack one of whose models is a folder that is not there.
-
-    Raises:
-        ModelError: a folder is missing.
-    """
-    for name, what in PARTS.items():
-        part: Part = getattr(form, name)
-        if is_local(part.id) and not Path(part.id).is_dir():
-            raise ModelError(
-                f"the stack {folder} needs its {what}, and there is no folder {part.id}. Put the model there or next "
-                f"to the stack, or write its folder into {folder / STACK} as the id of '{name}'; its weights are "
-                "compared with those that the stack was trained with.",
-                code="stack.part-missing",
-            )
-
-
-def check_parts(folder: Path, form: StackForm, hashes: Mapping[str, str | None]) -> None:
-    """Refuse a stack one of whose models has other weights now than when the stack was trained.
-
-    Args:
-        folder: The stack's folder.
-        form: Its form.
-        hashes: Hashes of the weight files of "encoder" and "base"; None if they are not on disk.
-
-    Raises:
-        ModelError: a hash differs.
-    """
-    for name, what in PARTS.items():
-        part: Part = getattr(form, name)
-        if part.fingerprint and hashes[name] and part.fingerprint != hashes[name]:
-            raise ModelError(
-                f"the stack {folder} needs the weights of {part.id!r} that it was trained with, and the files of this "
-                f"{what} have changed. Restore them, or train the stack again.",
-                code="stack.changed",
-            )
-
-
-def load_projection(folder: Path, embedding: Projected) -> None:
-    """Read U of a stack's folder.
-
-    Raises:
-        ModelError: the file is damaged, or the widths differ from those of the two models.
-    """
-    try:
-        tensors = load_file(folder / PROJECTION)
-        with torch.no_grad():
-            for name, parameter in embedding.stored().items():
-                if tensors[name].shape != parameter.shape:
-                    raise ValueError(f"{name} is {list(tensors[name].shape)}, not {list(parameter.shape)}")
-                parameter.copy_(tensors[name])
-    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"{folder / PROJECTION} must hold weight and bias of the projection between the two models: "
-            f"{' '.join(str(error).split())[:120]}. Make the stack again.",
-            code="stack.projection",
-        ) from error

@@ -13,11 +13,12 @@ from ..errors import PlanError
 from ..io.json_types import JsonObject
 from ..models.base import BaseModel, model_kind
 from ..models.devices import pick_dtype
-from ..models.encoders import width_of
+from ..models.encoders import embedding_width_of, width_of
 from ..models.eval_mode import train_loras_only
 from ..models.mixed_rows import MixedEmbeddings, mount_mixed
 from ..models.pretrained import load_config
-from ..models.stack import StackForm, embedding_of, load_encoder, stack_folder
+from ..models.stack import StackForm, embedding_of, stack_folder
+from ..models.stack_parts import load_encoder
 from ..options import StackSettings
 from ..provenance import manifest
 from ..tasks.data.prompt_ids import PromptIds
@@ -68,7 +69,7 @@ class MixedStackObjective(RowsObjective[StackSettings]):
         form = StackForm.read(folder) if folder else None
         below = load_config(form.encoder.id if form else str(settings.encoder), what="encoder")
         top = load_config(form.base.id if form else settings.base)
-        return (width_of(below) + 2) * width_of(top)  # the weight, the bias and the border
+        return (width_of(below) + 2) * embedding_width_of(top)  # the weight, the bias and the border
 
     def inputs(self) -> JsonObject:
         return {"encoder": self.form.encoder.fingerprint}

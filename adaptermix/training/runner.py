@@ -306,12 +306,11 @@ def train(objective: Objective[S]) -> TrainReport:
 
 def _write(objective: Objective[S], trainer: Trainer, entries: Mapping[str, object], workplace: Workplace) -> None:
     """Write the output, with the factors of every look in `looks/STEP` if they were kept."""
-    settings, kept = objective.run.settings, trainer.kept
-    out = Path(settings.out)
+    settings, out = objective.run.settings, Path(objective.run.settings.out)
 
     def write(folder: Path, factors: dict[str, Tensor], step: int | None, title: str) -> None:
         history = [entry for entry in trainer.history if step is None or entry["step"] <= step]
-        chosen = kept if step is None else step
+        chosen = trainer.kept if step is None else step
         selection = None if chosen is None else {"kept_step": chosen, "steps": trainer.done}
         objective.write(folder, factors)
         write_documents(folder, _manifest(objective, entries, selection), name=title)
@@ -320,8 +319,7 @@ def _write(objective: Objective[S], trainer: Trainer, entries: Mapping[str, obje
     with whole_folder(out, overwrite=settings.overwrite) as folder:
         write(folder, trainer.masters, None, out.name)
         for step in trainer.looks if settings.keep_looks else ():
-            look = folder / LOOKS / str(step)
-            look.mkdir(parents=True)
+            (look := folder / LOOKS / str(step)).mkdir(parents=True)
             write(look, workplace.look(step), step, f"{out.name}, step {step}")
 
 

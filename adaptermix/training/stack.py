@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,11 +17,11 @@ from ..io.json_types import JsonObject
 from ..models.base import BaseModel, backbone
 from ..models.both_sides import see_both_sides
 from ..models.devices import pick_dtype
-from ..models.encoders import width_of
+from ..models.encoders import embedding_width_of, width_of
 from ..models.eval_mode import evaluating, train_loras_only
-from ..models.positions import positions_of
 from ..models.pretrained import load_config
-from ..models.stack import StackForm, load_encoder, mount
+from ..models.stack import StackForm, mount
+from ..models.stack_parts import load_encoder
 from ..options import StackSettings
 from ..progress import SILENT, Watcher
 from ..tasks.data.report import describe
@@ -42,7 +42,7 @@ from .task import TaskLoss
 from .trainer import BatchLoss, Together
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 
 class TextRows:
@@ -123,9 +123,8 @@ class StackObjective(Objective[StackSettings]):
 
     def check(self) -> None:
         settings = self.run.settings
-        configs = load_config(str(settings.encoder), what="encoder"), load_config(settings.base)
-        below, top = map(width_of, configs)
-        self._projection_size = (below + 1) * top
+        below, top = load_config(str(settings.encoder), what="encoder"), load_config(settings.base)
+        self._projection_size = (width_of(below) + 1) * embedding_width_of(top)
 
     def parameters(self) -> int:
         return super().parameters() + self._projection_size
@@ -164,8 +163,6 @@ class StackObjective(Objective[StackSettings]):
         base, settings = self.run.base, self.run.settings
         self.states = StackStates(base, self.own_tokenizer, settings.pooling)
         tokenizers = (base.tokenizer, self.own_tokenizer)
-        limit = positions_of(cast("PreTrainedModel", self.states.embedding.encoder)) or settings.max_length
-        base.tokenizer.model_max_length = min(int(base.tokenizer.model_max_length), limit)  # also in the stack's folder
         most = min(settings.max_length, *(int(each.model_max_length) for each in tokenizers))
         read = partial(TwoReadings, tokenizers=tokenizers, language=self.language, most=most, span=settings.span)
         self.texts_read = read(self.texts)

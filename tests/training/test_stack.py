@@ -265,7 +265,7 @@ def test_the_edge_token_of_a_text() -> None:
 
 def test_a_projection_of_z_scores_folds_into_one_of_states(below: Path) -> None:
     torch.manual_seed(0)
-    embedding = Projected(loaded(below).model, nn.Embedding(5, 4), width=16, own_width=4, pad_id=0)
+    embedding = Projected(loaded(below).model, nn.Embedding(5, 4), width=16, pad_id=0)
     ids = torch.tensor([[1, 5, 6]])
     embedding.standardize(torch.randn(16), torch.rand(16) + 0.5)
     scored = embedding(ids)
@@ -322,7 +322,7 @@ def test_options_that_do_not_go_together(
 def test_projected_says_its_weight(below: Path) -> None:
     own = nn.Embedding(5, 4)
     encoder = loaded(below).model
-    embedding = Projected(encoder, own, width=16, own_width=4, pad_id=0)
+    embedding = Projected(encoder, own, width=16, pad_id=0)
     assert embedding.weight is own.weight
     assert [name for name, _ in embedding.named_parameters()] == ["projection.weight", "projection.bias"]
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from adaptermix import BakeSettings, PushSettings, bake, inspect, load_adapter, merge, push, train_stack, train_task
-from adaptermix.models.base import fingerprint_of
+from adaptermix.models.base import files_of, fingerprint_of
 from adaptermix.models.stack_paths import found_id, stored_id
 
 from ..refusals import refuses
@@ -151,6 +151,13 @@ def changed_copy(stack: Path, folder: Path, *, projection: bool) -> Path:
         tensors = load_file(copy / "projection.safetensors")
         save_file({name: 3 * value for name, value in tensors.items()}, copy / "projection.safetensors")
     return copy
+
+
+def test_a_run_is_not_resumed_on_a_stack_with_another_lora(home: Path, moved: Path) -> None:
+    stack = moved / "runs" / "stack"
+    other = changed_copy(stack, moved / "runs" / "other", projection=False)
+    assert fingerprint_of(str(other)) == fingerprint_of(str(stack))
+    assert files_of(str(other)) != files_of(str(stack)) == files_of(str(home / "runs" / "stack"))
 
 
 def test_stacks_with_one_projection_merge(home: Path, moved: Path, tmp_path: Path) -> None:

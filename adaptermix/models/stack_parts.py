@@ -1,0 +1,92 @@
+"""The two models and the projection of a stack: loaded, and refused if they are missing or have changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from ..errors import ModelError
+from .encoders import encoder_class
+from .pretrained import load_config, load_model, load_tokenizer
+from .stack import PARTS, PROJECTION, STACK, Part, Projected, StackForm
+from .stack_paths import is_local
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_encoder(
+    reference: str, *, device: torch.device, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load the encoder of a stack, or the encoder half of an encoder-decoder, with its tokenizer.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    what = "encoder"
+    model = load_model(reference, encoder_class(load_config(reference, what=what)), what=what, dtype=dtype)
+    return model.to(device).eval().requires_grad_(False), load_tokenizer(reference, what=what)
+
+
+def check_found(folder: Path, form: StackForm) -> None:
+    """Refuse a stack one of whose models is a folder that is not there.
+
+    Raises:
+        ModelError: a folder is missing.
+    """
+    for name, what in PARTS.items():
+        part: Part = getattr(form, name)
+        if is_local(part.id) and not Path(part.id).is_dir():
+            raise ModelError(
+                f"the stack {folder} needs its {what}, and there is no folder {part.id}. Put the model there or next "
+                f"to the stack, or write its folder into {folder / STACK} as the id of '{name}'; its weights are "
+                "compared with those that the stack was trained with.",
+                code="stack.part-missing",
+            )
+
+
+def check_parts(folder: Path, form: StackForm, hashes: Mapping[str, str | None]) -> None:
+    """Refuse a stack one of whose models has other weights now than when the stack was trained.
+
+    Args:
+        folder: The stack's folder.
+        form: Its form.
+        hashes: Hashes of the weight files of "encoder" and "base"; None if they are not on disk.
+
+    Raises:
+        ModelError: a hash differs.
+    """
+    for name, what in PARTS.items():
+        part: Part = getattr(form, name)
+        if part.fingerprint and hashes[name] and part.fingerprint != hashes[name]:
+            raise ModelError(
+                f"the stack {folder} needs the weights of {part.id!r} that it was trained with, and the files of this "
+                f"{what} have changed. Restore them, or train the stack again.",
+                code="stack.changed",
+            )
+
+
+def load_projection(folder: Path, embedding: Projected) -> None:
+    """Read U of a stack's folder.
+
+    Raises:
+        ModelError: the file is damaged, or the widths differ from those of the two models.
+    """
+    try:
+        tensors = load_file(folder / PROJECTION)
+        with torch.no_grad():
+            for name, parameter in embedding.stored().items():
+                if tensors[name].shape != parameter.shape:
+                    raise ValueError(f"{name} is {list(tensors[name].shape)}, not {list(parameter.shape)}")
+                parameter.copy_(tensors[name])
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"{folder / PROJECTION} must hold weight and bias of the projection between the two models: "
+            f"{' '.join(str(error).split())[:120]}. Make the stack again.",
+            code="stack.projection",
+        ) from error
