@@ -75,7 +75,7 @@ def test_all_training_commands_take_these_names(name: str) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_descriptions_have_no_indentation_of_the_source(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    description = run(capsys, name, "--help")[1].partition("\n\n")[2].partition("\n\nExample")[0]
+    description = run(capsys, name, "--help")[1].partition("\n\n")[2].partition("  Example")[0]
     lines = description.partition("Options:")[0].partition("Data:")[0].splitlines()
     assert not [line for line in lines if "   " in line.strip()]
 
