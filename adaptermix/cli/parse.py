@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -350,6 +351,6 @@ def click_command(record: Command) -> click.Command:
         record.name,
         callback=callback,
         params=[*_parameters(schema, record.hidden), *_console_options()],
-        help=f"{schema.__doc__}\n\n{record.notes}".strip(),
+        help=f"{inspect.getdoc(schema)}\n\n{record.notes}".strip(),
         no_args_is_help=any(field.is_required() for field in fields.values()),
     )

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from .base import TASK, refuse
 from .fields import Positive, Rows
-from .roles import ADAPTER, DEV, MODEL, TRAINING, Panel, Reads, Role
+from .roles import ADAPTER, DEV, MODEL, TRAINING, Flag, Panel, Reads, Role
 from .training import TrainingSettings
 
 _OF_STATES = ("pooling", "attention", "span")
@@ -78,9 +78,15 @@ class StackSettings(TrainingSettings):
     projection_rate: Annotated[float | None, Panel.OPTIMISER] = Field(
         None, gt=0, description="peak learning rate of the projection; default as for the LoRA"
     )
-    rank: Annotated[Positive, Role.COMMON, Panel.LORA] = Field(16, description="rank of the LoRA")
-    alpha: Annotated[float, Panel.LORA] = Field(32.0, gt=0, description="alpha of the LoRA; its scale is alpha/rank")
-    dropout: Annotated[float, Panel.LORA] = Field(0.05, ge=0, lt=1, description="dropout inside the LoRA")
+    rank: Annotated[Positive, Role.COMMON, Flag(alias="--lora-r"), Panel.LORA] = Field(
+        16, description="rank of the LoRA"
+    )
+    alpha: Annotated[float, Flag(alias="--lora-alpha"), Panel.LORA] = Field(
+        32.0, gt=0, description="alpha of the LoRA; its scale is alpha/rank"
+    )
+    dropout: Annotated[float, Flag(alias="--lora-dropout"), Panel.LORA] = Field(
+        0.05, ge=0, lt=1, description="dropout inside the LoRA"
+    )
     learning_rate: Annotated[float, Role.COMMON, Panel.OPTIMISER] = Field(
         2e-4, gt=0, description="peak learning rate of AdamW"
     )

@@ -256,7 +256,7 @@ class TaskOptions(Settings):
     head_pooling: Annotated[HeadPooling | None, Role.DEV_CURVE, Panel.OBJECTIVE] = Field(
         None,
         description="tokens of a text that a head of adaptermix reads: mean, first, last; auto: the first token of "
-        "encoders, the last one of language models",
+        "encoders, the last one of language models, the mean of stacks",
     )
     aggregate: Annotated[Aggregate, Role.DEV_CURVE, Panel.OBJECTIVE] = Field(
         "aff", description="how --head-layers last+K fuses two states: gated (aff, se), sum, mean or concatenation"

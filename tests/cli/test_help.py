@@ -66,6 +66,20 @@ def test_options_have_the_names_that_peft_gives_them(tmp_path: Path, capsys: pyt
     assert by_alias == by_name.replace("--rank", "--lora-r")
 
 
+@pytest.mark.parametrize("name", LONG)
+def test_all_training_commands_take_these_names(name: str) -> None:
+    schema = COMMANDS[name].schema()
+    flags = {flag.alias: field for field, flag in marks_of(schema, Flag).items() if flag.alias}
+    assert flags == {alias: field for alias, field in PEFT.items() if field in schema.model_fields}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_descriptions_have_no_indentation_of_the_source(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    description = run(capsys, name, "--help")[1].partition("\n\n")[2].partition("  Example")[0]
+    lines = description.partition("Options:")[0].partition("Data:")[0].splitlines()
+    assert not [line for line in lines if "   " in line.strip()]
+
+
 def test_peft_writes_its_default_init_as_true(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = {"base": "b", "task": "slots", "train": ["x"], "out": str(tmp_path / "out")}
     assert [TaskSettings(**data, init=value).init for value in (True, "true", "pissa")] == ["kaiming"] * 2 + ["pissa"]
