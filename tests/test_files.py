@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import stat
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -232,6 +233,22 @@ class TestWriteWhole:
         (tmp_path / "file").write_text("old")
         write_whole(tmp_path / "file", b"new")
         assert contents(tmp_path) == {"file": b"new"}
+
+    def test_a_file_that_a_killed_process_left_is_reused(self, tmp_path: Path) -> None:
+        (tmp_path / ".file.adaptermix-file").write_text("longer than the new content")
+        write_whole(tmp_path / "file", b"new")
+        assert contents(tmp_path) == {"file": b"new"}
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="flock")
+    def test_while_another_process_writes_the_same_file_each_has_its_own(self, tmp_path: Path) -> None:
+        import fcntl
+
+        with (tmp_path / ".file.adaptermix-file").open("w") as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            other.write("half")
+            other.flush()
+            write_whole(tmp_path / "file", b"new")
+            assert contents(tmp_path) == {".file.adaptermix-file": b"half", "file": b"new"}
 
     def test_a_failure_keeps_the_old_file_and_leaves_nothing_else(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -203,6 +203,21 @@ def test_fields_of_wrong_types_and_sizes_are_refused_in_one_sentence(
     assert len(str(caught.value)) < 600
 
 
+@pytest.mark.parametrize("length", ["512", [512], float("nan"), 0, -1, {}])
+def test_the_length_of_a_tokenizer_must_be_a_number(length: Any, whole: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "model"))
+    change(folder / "tokenizer_config.json", model_max_length=length)
+    with refuses("base-config.value: model_max_length"):
+        load_base(str(folder), device="cpu")
+
+
+def test_a_padding_token_without_an_embedding_is_refused(whole: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "model"))
+    change(folder / "tokenizer_config.json", pad_token="<none of these>")
+    with refuses("model.padding-token: <none of these>"):
+        load_base(str(folder), device="cpu")
+
+
 @pytest.mark.parametrize("kind", ["causal", "encoder", "head"])
 def test_a_base_that_lacks_weights_of_a_block_is_refused_and_not_made_up(kind: str, tmp_path: Path) -> None:
     """transformers draws them at random and says so in a log that the command line hides."""

@@ -158,6 +158,6 @@ def _draw_panel(figure: Figure, axes: Axes, panel: _Panel, result: Inspection) -
     step = max(1, math.ceil(len(result.layers) / 32))
     axes.set_yticks(range(0, len(result.layers), step), list(result.layers)[::step], fontsize=7)
     axes.set_xticks(range(len(kinds)), list(kinds), rotation=60, ha="right", fontsize=7)
-    axes.set_title(panel.title, fontsize=9)
+    axes.set_title(panel.title.replace("$", r"\$"), fontsize=9)  # Else matplotlib reads names as formulas.
     axes.set_ylabel("layer", fontsize=8)
     figure.colorbar(image, ax=axes)

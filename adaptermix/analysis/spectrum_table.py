@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..io.json_types import JsonObject
+from ..io.markup import markdown_table
 from ..models.location import OUTSIDE, ModuleLocation, mean, unique_names
 
 PROJECTIONS = {
@@ -139,10 +140,7 @@ class ScalingTable:
 
     def markdown(self) -> str:
         """Return both tables in Markdown."""
-        return "\n".join(
-            "".join(f"| {' | '.join(line)} |\n" for line in [titles, ["---"] * len(titles), *rows])
-            for titles, rows in (self.by_layer(), self.ratios())
-        )
+        return "\n".join([markdown_table(*self.by_layer(), names=2), markdown_table(*self.ratios())])
 
     def csv(self) -> str:
         """Return the table over layers as CSV with unrounded numbers, and the ratio of the norms in each layer.

@@ -6,7 +6,7 @@ import json
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -139,5 +139,3 @@ def journal(out: Path, identity: Mapping[str, object], watch: Watcher) -> Iterat
         yield Journal(done)
         shutil.rmtree(done)
         (folder / _PLAN).unlink()
-    with suppress(OSError):  # another process may have started there
-        folder.rmdir()

@@ -15,6 +15,7 @@ from ..errors import OutputError, near_or_known
 from ..io.files import write_whole
 from ..io.json_types import JsonObject
 from ..io.limited_yaml import Filling, shortened
+from ..io.markup import as_markdown, markdown_table
 from ..options.base import described
 
 FILES = ("expected.json", "expected.md")
@@ -237,8 +238,7 @@ def write_tables(tables: Sequence[Expected], folder: Path) -> None:
     text = "# Expected figures\n"
     for table in tables:
         titles, rows = table.table()
-        lines = "".join(f"| {' | '.join(cells)} |\n" for cells in (titles, ["---"] * len(titles), *rows))
-        text += f"\n{table.heading}\n\n{lines}"
+        text += f"\n{as_markdown(table.heading, limit=1000)}\n\n{markdown_table(titles, rows, names=2)}"
     for name, content in zip(FILES, (json.dumps(document, indent=1) + "\n", text), strict=True):
         write_whole(folder / name, content.encode())
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from ..errors import DataError, OutputError, UsageError
 from ..io.files import write_whole
 from ..io.json_types import JsonObject
+from ..io.markup import markdown_table
 from ..options import CompareSettings
 from ..options.paths import holds_output
 from ..progress import SILENT, Watcher
@@ -160,10 +161,7 @@ class Systems:
     def markdown(self) -> str:
         """Return the table in Markdown, including the intervals of languages."""
         tables = self._tables(self.table(wide=True))
-        return "\n".join(
-            "".join(f"| {' | '.join(line)} |\n" for line in [titles, ["---"] * len(titles), *rows])
-            for titles, rows in tables
-        )
+        return "\n".join(markdown_table(titles, rows) for titles, rows in tables)
 
 
 def _format(score: Score, form: str = ".3f") -> str:

@@ -59,7 +59,7 @@ def check_base_files(folder: Path, part: str) -> None:
         elif name.endswith(".index.json"):
             _check_index(path, document)
         elif part == "tokenizer" and name == "tokenizer_config.json":
-            _check_mappings(path, document, ("auto_map", "added_tokens_decoder"))
+            _check_tokenizer(path, document)
 
 
 def _object(path: Path) -> Mapping[str, object]:
@@ -146,6 +146,13 @@ def _check_mappings(path: Path, document: Mapping[str, object], names: tuple[str
     for name in names:
         if document.get(name) is not None and not isinstance(document[name], dict):
             raise _refuse(path, name, "an object", document[name])
+
+
+def _check_tokenizer(path: Path, document: Mapping[str, object]) -> None:
+    _check_mappings(path, document, ("auto_map", "added_tokens_decoder"))
+    length = document.get("model_max_length")
+    if length is not None and (not isinstance(length, int | float) or not length >= 1):  # `not` is true for NaN too.
+        raise _refuse(path, "model_max_length", "a number of at least 1", length)
 
 
 def _check_config(path: Path, document: Mapping[str, object]) -> None:

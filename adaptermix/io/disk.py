@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -73,23 +74,23 @@ def exchange(first: Path, second: Path) -> bool:
     raise OSError(code, os.strerror(code), str(second))
 
 
-def _flock(handle: int) -> None:
-    """Lock an open file. File systems without locks are used without one."""
+def _flock(handle: int, *, needs_locks: bool) -> None:
+    """Lock an open file. File systems without locks are used without one, unless the caller needs them."""
     import fcntl
 
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno not in NO_LOCKS:
+        if needs_locks or error.errno not in NO_LOCKS:
             raise
 
 
-def _take(path: Path) -> int:
+def _take(path: Path, *, needs_locks: bool = False) -> int:
     """Lock a file, creating it if needed, and return its descriptor."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
-            _flock(handle)
+            _flock(handle, needs_locks=needs_locks)
             # The process that had the lock may have removed the file since, and a third process may have created it
             # again.
             if path.exists() and os.path.samestat(path.stat(), os.fstat(handle)):
@@ -128,6 +129,31 @@ def locked(path: Path) -> Iterator[None]:
         with uninterrupted():
             path.unlink(missing_ok=True)
             os.close(handle)
+
+
+def open_temporary(path: Path, name: Path) -> tuple[int, Path]:
+    """Open an empty file that is to replace a path, and return its descriptor and its path.
+
+    It has the same name each time, so that the next run reuses a file that a killed process left. While another process
+    or thread writes the same file, or where files cannot be locked, it has a random name.
+
+    Args:
+        path: The path to replace.
+        name: The usual name, next to it.
+
+    Raises:
+        OSError: no file can be created there.
+    """
+    if sys.platform != "win32":
+        try:
+            handle = _take(name, needs_locks=True)
+        except OSError:  # The lock, since any other failure repeats below.
+            pass
+        else:
+            os.ftruncate(handle, 0)
+            return handle, name
+    handle, random_name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    return handle, Path(random_name)
 
 
 def check_space(folder: Path, size: int) -> None:

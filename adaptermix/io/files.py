@@ -7,14 +7,14 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
 from ..errors import OutputError
-from .disk import exchange, locked, sync, sync_tree, uninterrupted
+from .disk import exchange, locked, open_temporary, sync, sync_tree, uninterrupted
 from .folders import contains, parents_made, with_links
 from .json_types import JsonObject
 from .launcher import is_main_process
@@ -248,7 +248,7 @@ def _clear_up(path: Path) -> None:
 
 @contextmanager
 def locked_output(folder: Path, out: Path) -> Iterator[None]:
-    """Lock an output and create the folder of its unfinished work.
+    """Lock an output and create the folder of its unfinished work, which is removed at the end if it is empty.
 
     Raises:
         OutputError: another process has the lock, or the folder cannot be created.
@@ -260,7 +260,12 @@ def locked_output(folder: Path, out: Path) -> Iterator[None]:
             raise OutputError(
                 f"{out} cannot be made: {error.strerror} ({folder}). Give another --out.", code="output.unwritable"
             ) from error
-        yield
+        try:
+            yield
+        finally:
+            if folder != out:
+                with suppress(OSError):  # It is not empty.
+                    folder.rmdir()
 
 
 def check_not_input(out: Path, inputs: Sequence[str | Path]) -> None:
@@ -374,15 +379,17 @@ def write_whole(path: Path, content: bytes) -> None:
         with path.open("wb") as file:
             file.write(content)
         return
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
+    handle, temporary = open_temporary(path, hidden_path(path, "file"))
+    with os.fdopen(handle, "wb") as file:  # Open, and so locked, until the file is in its place.
+        try:
             file.write(content)
             file.flush()
             os.fsync(handle)
-        Path(temporary).chmod(0o666 & ~_umask())
-        os.replace(temporary, path)
-        sync(path.parent)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+            temporary.chmod(0o666 & ~_umask())
+            if sys.platform == "win32":  # which renames no open files
+                file.close()
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    sync(path.parent)

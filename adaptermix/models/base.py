@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..adapters import AdapterSource
-from ..errors import ModelError
+from ..errors import ModelError, as_line
 from ..io.fingerprints import companion_digest, fingerprint
 from ..io.json_types import JsonObject
 from ..progress import Watcher
@@ -187,6 +187,38 @@ def class_modules(folder: Path) -> list[str]:
         return []
 
 
+def _check_padding(
+    reference: str, tokenizer: PreTrainedTokenizerBase, kind: Kind, model: PreTrainedModel | None
+) -> None:
+    """Give a tokenizer a padding token if it lacks one.
+
+    Args:
+        reference: The base model, for messages.
+        tokenizer: Its tokenizer.
+        kind: Kind of the model.
+        model: The model that reads its tokens; None if it is unknown, as in a stack.
+
+    Raises:
+        ModelError: it cannot pad or end a text, or the model has no embedding for the padding token.
+    """
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None or (kind == "causal" and tokenizer.eos_token is None):
+        raise ModelError(
+            f"base model {reference!r}: its tokenizer must have an end-of-sequence and a padding token, and lacks one. "
+            "Set eos_token and pad_token in tokenizer_config.json.",
+            code="model.special-tokens",
+        )
+    rows = getattr(model.get_input_embeddings(), "num_embeddings", None) if model else None
+    if rows is not None and not 0 <= tokenizer.pad_token_id < rows:
+        raise ModelError(
+            f"base model {reference!r}: its padding token must be one of the {rows:,} tokens that the model has an "
+            f"embedding for, and {as_line(tokenizer.pad_token, 60)!r} has the number {tokenizer.pad_token_id:,}. "
+            "Correct pad_token in tokenizer_config.json.",
+            code="model.padding-token",
+        )
+
+
 def load_base(
     reference: str,
     *,
@@ -227,14 +259,7 @@ def load_base(
         model, modules = load_headed(reference, head, seed=seed, dtype=wide, **options)
     else:
         model = load_model(weights, encoder_class(config) if head else loader_of(kind, config), dtype=wide, **options)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    if tokenizer.pad_token is None or (kind == "causal" and tokenizer.eos_token is None):
-        raise ModelError(
-            f"base model {reference!r}: its tokenizer must have an end-of-sequence and a padding token, and lacks one. "
-            "Set eos_token and pad_token in tokenizer_config.json.",
-            code="model.special-tokens",
-        )
+    _check_padding(reference, tokenizer, kind, None if form else model)
     quantized = quantize if quantize != "none" else stored_format(config)
     if quantized != "none":
         compute_in(model, wide)

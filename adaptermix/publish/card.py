@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import yaml
 
 from ..algebra import sign_conflict_by_chance
-from ..errors import as_line
 from ..io.json_types import JsonObject
+from ..io.markup import as_code, as_markdown, markdown_table
 from ..models.head_forms import HEAD_FORMS
 from ..provenance.kinds import KINDS
 from ..provenance.manifest import START, Manifest
@@ -22,22 +22,8 @@ __all__ = ["card", "hub_id"]
 _PLACEHOLDER = "BASE MODEL"
 """Placeholder in the usage example for a base model without a Hub id."""
 
-_MARKUP = re.compile(r"[\\`*\[\]<>|#~&]")
-
-
 _LIBRARIES = {"gguf": "gguf", "mlx": "mlx", "stack": "adaptermix"}
 """The Hub's names of the libraries that read outputs which PEFT and transformers do not."""
-
-
-def plain(text: object, limit: int = 200) -> str:
-    """Return foreign text for the body of a card: one line, escaped for Markdown and HTML, cut to a limit."""
-    return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", as_line(text, limit))
-
-
-def _code(text: object, limit: int = 200) -> str:
-    """Return foreign text as inline code, or escaped if it contains markup."""
-    line = as_line(text, limit)
-    return plain(text, limit) if _MARKUP.search(line) else f"`{line}`"
 
 
 def _is_full(document: Manifest) -> bool:
@@ -67,25 +53,20 @@ def _header(document: Manifest, base: str | None) -> str:
     return yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
 
 
-def _table(titles: list[str], rows: list[list[str]]) -> str:
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def _inputs(document: Manifest) -> str:
     rows = [
-        [plain(entry["name"]), f"{entry['weight']:g}", _code(entry["weights_sha256"][:12])]
+        [entry["name"], f"{entry['weight']:g}", as_code(entry["weights_sha256"][:12])]
         for entry in document.get("inputs", ())
         if entry.get("use") != START
     ]
     mean = bool(document.get("plan", {}).get("places"))
     title = "weight, mean over the places of the settings below" if mean else "weight"
-    return "## Made from\n\n" + _table(["adapter", title, "sha256"], rows) if rows else ""
+    return "## Made from\n\n" + markdown_table(["adapter", title, "sha256"], rows).rstrip() if rows else ""
 
 
 def _started_from(document: Manifest) -> str:
     names = [
-        f"{_code(entry['name'])} (sha256 {_code(entry['weights_sha256'][:12])})"
+        f"{as_code(entry['name'])} (sha256 {as_code(entry['weights_sha256'][:12])})"
         for entry in document.get("inputs", ())
         if entry.get("use") == START
     ]
@@ -105,8 +86,8 @@ def _fidelity(document: Manifest) -> str:
             )
         return (
             f"## Fidelity\n\nKept {fidelity['kept']:.3f} of the adapter's effect on outputs, error "
-            f"{fidelity['error']:.3f} of it, measured on {plain(fidelity['measured_on'])}, mean over modules.{rest} "
-            "Per module: `adaptermix.json`."
+            f"{fidelity['error']:.3f} of it, measured on {as_markdown(fidelity['measured_on'])}, mean over "
+            f"modules.{rest} Per module: `adaptermix.json`."
         )
     acting = sum(bool(entry.get("weight", 1)) for entry in document.get("inputs", ()))
     more = {
@@ -126,24 +107,25 @@ def _scores(document: Manifest) -> str:
     if not scores:
         return ""
     rows = [
-        [plain(name), f"{score['value']:.3f}", f"{score['low']:.3f} to {score['high']:.3f}", str(score["n"])]
+        [name, f"{score['value']:.3f}", f"{score['low']:.3f} to {score['high']:.3f}", str(score["n"])]
         for name, score in scores["scores"].items()
     ]
-    title = (
-        f"## Scores\n\n{plain(scores['task'])}, {plain(scores['metric'])} on {plain(scores.get('split', 'dev'))}\n\n"
+    task, metric, split = map(as_markdown, (scores["task"], scores["metric"], scores.get("split", "dev")))
+    return (
+        f"## Scores\n\n{task}, {metric} on {split}\n\n"
+        + markdown_table(["language", "value", "95 % interval", "rows"], rows).rstrip()
     )
-    return title + _table(["language", "value", "95 % interval", "rows"], rows)
 
 
 def _languages(document: Manifest) -> str:
     parts = []
     for role, names in document.get("languages", {}).items():
         if role == "supervised":
-            parts.append(f"trained on the task in {', '.join(map(plain, names))}")
+            parts.append(f"trained on the task in {', '.join(map(as_markdown, names))}")
         elif role == "aligned":
             parts.append(_aligned([str(name) for name in names], document))
         else:
-            parts.append(f"{plain(role)}: {', '.join(map(plain, names))}")
+            parts.append(f"{as_markdown(role)}: {', '.join(map(as_markdown, names))}")
     return f"Languages: {'; '.join(parts)}." if parts else ""
 
 
@@ -154,14 +136,14 @@ def _aligned(names: list[str], document: Manifest) -> str:
         {tuple(pair) for pair in files if isinstance(pair, list) and len(pair) == 2 and set(pair) <= {*names}}
     )
     if not pairs or {name for pair in pairs for name in pair} != set(names):
-        return f"aligned in {', '.join(map(plain, names))}"
+        return f"aligned in {', '.join(map(as_markdown, names))}"
     if all("en" in pair for pair in pairs):
-        return f"aligned with English in {', '.join(plain(name) for name in names if name != 'en')}"
-    return f"aligned in the pairs {', '.join(plain('-'.join(pair)) for pair in pairs)}"
+        return f"aligned with English in {', '.join(as_markdown(name) for name in names if name != 'en')}"
+    return f"aligned in the pairs {', '.join(as_markdown('-'.join(pair)) for pair in pairs)}"
 
 
 def _tested(document: Manifest) -> str:
-    names = ", ".join(sorted({_code(entry["name"]) for entry in document.get("tested", ())}))
+    names = ", ".join(sorted({as_code(entry["name"]) for entry in document.get("tested", ())}))
     return f"Trained or chosen on data that were evaluated as test before: {names}." if names else ""
 
 
@@ -207,7 +189,7 @@ def _by_command(document: Manifest, base: str, reference: str) -> str | None:
     """Return usage instructions for an export, a stack or a head on hidden states, which PEFT alone cannot load."""
     if serve := document.get("serve"):
         lines = "\n".join(fill(str(command), base=base, adapter=reference) for command in serve["commands"])
-        return f"With {plain(serve['engine'])}:\n\n```bash\n{lines}\n```"
+        return f"With {as_markdown(serve['engine'])}:\n\n```bash\n{lines}\n```"
     task = document.get("task")
     task = task if isinstance(task, Mapping) else {}
     data = f"--task {task.get('name', 'TASK')} --data FILE"
@@ -277,9 +259,9 @@ def card(document: Manifest, *, name: str, reference: str | None = None, base: s
     """
     named = document.get("base", {}).get("id")
     base = base or hub_id(named)
-    which = f"the base model {_code(base)}" if base else "a base model that is not named here"
+    which = f"the base model {as_code(base)}" if base else "a base model that is not named here"
     if named and not base:
-        which = f"a base model in the local folder {_code(last_part(str(named)))}"
+        which = f"a base model in the local folder {as_code(last_part(str(named)))}"
     what = KINDS.get(str(document.get("kind")), "a LoRA adapter")
     if (document.get("scores") or {}).get("split") == "pairs":
         what = what.replace("a dev set", "translation pairs without labels")
@@ -296,12 +278,12 @@ def card(document: Manifest, *, name: str, reference: str | None = None, base: s
     settings = without_paths(document.get("plan", {}))
     plan = f"## Settings\n\n```json\n{json.dumps(settings, indent=2, default=str)}\n```" if settings else ""
     packages = ", ".join(
-        f"{plain(package)} {plain(number)}" for package, number in document.get("versions", {}).items()
+        f"{as_markdown(package)} {as_markdown(number)}" for package, number in document.get("versions", {}).items()
     )
     made = f" Made with adaptermix ({packages})." if packages else ""
     sections = [
         f"---\n{_header(document, base)}---",
-        f"# {plain(name)}",
+        f"# {as_markdown(name)}",
         f"This is {what}, for {which}.{made}",
         _started_from(document),
         _languages(document),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import TYPE_CHECKING
 
+from ..io.markup import as_html
 from .decision import CONTROL_NAME
 from .figures import pictures
 from .space import label_of
@@ -45,23 +45,24 @@ def _page(result: SearchResult, name: str, drawn: Mapping[str, bytes]) -> str:
     rows = len(result.trials) * len(result.baseline.answers)
     seconds = sum(trial.seconds for trial in result.trials)
     parts = [
-        f"<h1>{escape(name)}</h1>",
-        f'<p class="verdict">{escape(_capital(result.sentence()))}</p>',
-        f"<p>Chosen on {result.chosen_on} ({escape(result.rule)}, {escape(result.objective)} of "
-        f"{escape(result.metric)}): <b>{escape(label_of(result.chosen.candidate))}</b>, {_score(result.chosen_score)}. "
+        f"<h1>{as_html(name)}</h1>",
+        f'<p class="verdict">{as_html(_capital(result.sentence()))}</p>',
+        f"<p>Chosen on {as_html(result.chosen_on)} ({as_html(result.rule)}, "
+        f"{as_html(result.objective)} of {as_html(result.metric)}): <b>"
+        f"{as_html(label_of(result.chosen.candidate))}</b>, {_score(result.chosen_score)}. "
         f"Task adapter alone: {_score(result.baseline_score)}.</p>",
-        *([f"<p>{escape(_capital(result.dev.sentence()))}</p>"] if result.dev else []),
+        *([f"<p>{as_html(_capital(result.dev.sentence()))}</p>"] if result.dev else []),
         f"<p>{len(result.trials)} trials asked {answered} rows ({answered / max(rows, 1):.0%} of all) in "
         f"{seconds:.0f} s.</p>",
     ]
     for picture, content in drawn.items():
         data = base64.b64encode(content).decode()
-        title = escape(_TITLES[picture])
+        title = as_html(_TITLES[picture])
         parts.append(f'<h2>{title}</h2>\n<img alt="{title}" src="data:image/png;base64,{data}">')
     parts += ["<h2>Trials</h2>", f'<div class="wide">{_table(result)}</div>']
     body = "\n".join(parts)
     return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(name)}</title>\n'
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{as_html(name)}</title>\n'
         f"<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
@@ -92,4 +93,4 @@ def _table(result: SearchResult) -> str:
 
 
 def _cells(tag: str, values: Sequence[object]) -> str:
-    return "".join(f"<{tag}>{escape(str(value))}</{tag}>" for value in values)
+    return "".join(f"<{tag}>{as_html(value)}</{tag}>" for value in values)
