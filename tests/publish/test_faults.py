@@ -26,7 +26,7 @@ CREATE, VALIDATE, PREUPLOAD, COMMIT, LOOK = (
 
 
 def pushed(folder: Path, **more: Any) -> str | None:
-    return push(PushSettings(folder=str(folder), repo="me/x", **more)).url
+    return push(PushSettings(folder=str(folder), repo="me/x", license="mit", **more)).url
 
 
 def refusal(folder: Path, **more: Any) -> str:
