@@ -28,7 +28,7 @@ def _table(titles: list[str], rows: list[list[str]]) -> str:
 
 
 def _parent(entry: Mapping[str, object]) -> str:
-    """Return the name of an input: its id on the Hub with the revision, if it came from there."""
+    """Return the name of an input: the id with the revision of an input from the Hub."""
     path, revision = str(entry.get("path") or ""), entry.get("revision")
     if "@" in path or (entry.get("kind") == "checkpoint" and "/" in path and hub_id(path)):
         return plain(f"{path}@{revision}" if revision else path)

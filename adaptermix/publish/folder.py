@@ -77,7 +77,7 @@ class Published:
         card: The model card.
         is_made: Whether the card is generated; an edited one is published unchanged.
         left_out: Names in the folder that are not published.
-        manifest: The manifest as it is published; None if the folder has none.
+        manifest: The manifest as it is published; None for a folder without a manifest.
         chosen: The licence that the user chose, by `--license` or in an edited card.
         parents: The models that the output was made from.
         notes: Notes for the user.
@@ -181,17 +181,17 @@ def _reference(base: manifests.Manifest) -> str | None:
     return f"{base['id']}@{revision}" if base.get("id") and revision else base.get("id")
 
 
-def _licence(path: Path, given: str | None, written: str | None) -> str | None:
+def _licence(path: Path, option: str | None, written: str | None) -> str | None:
     """Return the licence that the user chose, by the option or in an edited card."""
-    if given is None:
+    if option is None:
         return written
-    check_identifier(given)
-    if written not in (None, given):
+    check_identifier(option)
+    if written not in (None, option):
         raise PublishError(
-            f"--license is {given}, and {path} was edited and names {written}. Drop --license, or change the card.",
+            f"--license is {option}, and {path} was edited and names {written}. Drop --license, or change the card.",
             code="push.license-two",
         )
-    return given
+    return option
 
 
 def _contents(folder: Path) -> tuple[AdapterMeta | None, manifests.Manifest]:

@@ -38,7 +38,7 @@ def header(document: Manifest, *, name: str, base: str | None) -> str:
     Args:
         document: The manifest.
         name: Title of the card, the model's name in `model-index`.
-        base: Id of the base model on the Hub; None if it has none.
+        base: Id of the base model on the Hub; None without an id.
     """
     from huggingface_hub import ModelCardData
 
@@ -70,7 +70,7 @@ def relation(document: Manifest) -> Relation:
 
 
 def languages(document: Manifest) -> list[str]:
-    """Return the languages of what acts in an output, as ISO 639 codes; the Hub accepts no others.
+    """Return the languages of the adapters that act in an output, as ISO 639 codes; the Hub accepts no others.
 
     Pairs (de-en) give two codes, and scripts (zh-Hant) are dropped.
     """
@@ -93,7 +93,7 @@ def _tags(document: Manifest) -> list[str]:
 
 
 def _pipeline(document: Manifest) -> str | None:
-    """Return the Hub's name of what the model does; None if the manifest does not tell."""
+    """Return the Hub's name of the model's task; None if the manifest does not contain it."""
     if document.get("artifact") == "delta":
         return None
     if head := head_of(document):
@@ -106,14 +106,14 @@ def _pipeline(document: Manifest) -> str | None:
 
 def _bases(document: Manifest, base: str | None) -> list[str]:
     """Return the ids of the models that an output was made from: of a merge of checkpoints also those merged."""
-    found = [base] if base else []
+    ids = [base] if base else []
     if document.get("artifact") == "stack":
-        found.append(hub_id(str(document["stack"]["encoder"]["id"]).partition("@")[0]) or "")
+        ids.append(hub_id(str(document["stack"]["encoder"]["id"]).partition("@")[0]) or "")
     merged = [entry for entry in document.get("inputs", ()) if entry.get("kind") == "checkpoint"]
     named = [str(entry.get("path")) for entry in merged if entry.get("weight")]
-    # A name without an owner may be what is left of a local path.
-    found += [hub_id(name) or "" for name in named if "/" in name]
-    return list(dict.fromkeys(name for name in found if name))
+    # A name without an owner may be the last part of a local path.
+    ids += [hub_id(name) or "" for name in named if "/" in name]
+    return list(dict.fromkeys(name for name in ids if name))
 
 
 def _data_sets(document: Manifest) -> list[str]:
@@ -154,11 +154,11 @@ def _scored(document: Manifest) -> Iterator[_Scored]:
         return
     files = _files(document, "dev")
     for language, score in scores.get("scores", {}).items():
-        own = [file for file in files if file.get("languages") == [language]]
-        own = own or (files if len(files) == 1 else [])
-        if len(own) != 1:
+        measured = [file for file in files if file.get("languages") == [language]]
+        measured = measured or (files if len(files) == 1 else [])
+        if len(measured) != 1:
             continue
-        name, digest = str(own[0].get("name")), str(own[0].get("sha256"))
+        name, digest = str(measured[0].get("name")), str(measured[0].get("sha256"))
         note = (
             f"95 % interval {score['low']:.4f} to {score['high']:.4f}, {score['n']} rows, sha256 of the data "
             f"{digest[:12]}; the dev data that settings were chosen on"

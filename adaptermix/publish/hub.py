@@ -157,7 +157,7 @@ def _pushed(settings: PushSettings, folder: Path, watch: Watcher) -> PushReport:
         published.notes.append(f"{count} other {'file' if count == 1 else 'files'} in the folder: not published.")
     if settings.dry_run and choose(published.chosen, published.parents) is None:
         published.notes.append(
-            "warning: no licence is known here; push asks the Hub for the base model's. Give --license if it has none."
+            "warning: no licence is known here; push asks the Hub for that of the base model. See --license."
         )
     for note in published.notes:
         watch.note(note)
@@ -276,13 +276,13 @@ class _Push:
         """Ask the Hub for the licences of parents that no card on this machine names, and write ours into the card."""
         self._step = "asking for the licences of the models that it was made from"
 
-        def asked(parent: Parent) -> Parent:
+        def complete(parent: Parent) -> Parent:
             if parent.licence or not parent.hub:
                 return parent
             name = parent.hub
             return replace(parent, licence=repeatedly(lambda: licence_there(api, name), self._step, self._watch))
 
-        parents = [*map(asked, self.published.parents)]
+        parents = [*map(complete, self.published.parents)]
         self.published = replace(self.published, parents=parents)
         if choose(self.published.chosen, parents) is None:
             unknown = ", ".join(as_line(parent.name) for parent in parents if parent.must_have) or "the base model"
@@ -298,7 +298,7 @@ class _Push:
         if not tag:
             return
         refs = repeatedly(lambda: api.list_repo_refs(self._repo), self._step, self._watch)
-        if any(found.name == tag for found in refs.tags):
+        if any(reference.name == tag for reference in refs.tags):
             raise PublishError(
                 f"a tag must be new, and {self._repo} has the tag {as_line(tag)!r}. Give another --tag.",
                 code="push.tag-exists",

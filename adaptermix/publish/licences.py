@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from ..errors import PublishError, as_line
+from ..models.pretrained import cached_file
 from ..provenance.manifest import Manifest
 from .private import hub_id, last_part
 
@@ -62,8 +63,8 @@ class Parent:
 
     Args:
         name: Its name in messages: the id on the Hub, or the folder's name.
-        hub: Its id on the Hub, with `@REVISION`; None if it has none.
-        licence: The licence that its card names; None if there is no card here or it names none.
+        hub: Its id on the Hub, with `@REVISION`; None without an id.
+        licence: The licence that its card names; None without a card on this machine, or without a licence in it.
         must_have: Whether a push needs to know its licence. Adapters of this machine without one are the user's own.
     """
 
@@ -88,10 +89,10 @@ def is_allowed(derived: str, parent: str) -> bool | None:
 
 
 def check_identifier(licence: str) -> None:
-    """Refuse a text that is no identifier of a licence on the Hub.
+    """Refuse a text that cannot be the identifier of a licence on the Hub.
 
     Raises:
-        PublishError: it is not.
+        PublishError: the text has other characters.
     """
     if not _ID.fullmatch(licence):
         raise PublishError(
@@ -108,7 +109,7 @@ def choose(chosen: str | None, parents: Iterable[Parent]) -> str | None:
         parents: The parents, the base model first.
 
     Returns:
-        None if none was chosen, and the licence of a base model is unknown or not in the table.
+        None if the user chose no licence, and that of a base model is unknown or not in the table.
 
     Raises:
         PublishError: a parent does not allow the chosen licence, or no licence of the parents is allowed by all.
@@ -134,15 +135,15 @@ def choose(chosen: str | None, parents: Iterable[Parent]) -> str | None:
     names = list(dict.fromkeys(str(parent.licence) for parent in known))
     if any(name not in _PERMISSIVE and name not in _SAME_OR for name in names):
         return None
-    # The base model's comes first, so that it decides among licences that are all allowed.
-    found = next((one for one in names if all(is_allowed(one, other) for other in names)), None)
-    if found is None:
+    # The base model is the first parent, so its licence decides among several that are allowed.
+    common = next((one for one in names if all(is_allowed(one, other) for other in names)), None)
+    if common is None:
         listed = ", ".join(f"{as_line(parent.name)} ({parent.licence})" for parent in known)
         raise PublishError(
             f"no licence of the parents is allowed by all of them: {listed}. Leave one of them out.",
             code="push.license-conflict",
         )
-    return found
+    return common
 
 
 def parents_of(document: Manifest, *, base: str | None, encoder: str | None = None) -> list[Parent]:
@@ -150,7 +151,7 @@ def parents_of(document: Manifest, *, base: str | None, encoder: str | None = No
 
     Args:
         document: Its manifest, as it is on the disk.
-        base: Id of the base model on the Hub, optionally with `@REVISION`; None if it has none.
+        base: Id of the base model on the Hub, optionally with `@REVISION`; None without an id.
         encoder: The same of the encoder of a stack.
     """
     entry, stack = document.get("base"), document.get("stack")
@@ -170,13 +171,11 @@ def parents_of(document: Manifest, *, base: str | None, encoder: str | None = No
 
 
 def _parent(reference: str, hub: str | None, *, must_have: bool) -> Parent:
-    from huggingface_hub import try_to_load_from_cache
-
     licence = folder_licence(Path(reference)) if reference else None
     if hub and licence is None:
         name, _, revision = hub.partition("@")
-        cached = try_to_load_from_cache(name, "README.md", revision=revision or None)
-        licence = folder_licence(Path(cached).parent) if isinstance(cached, str) else None
+        cached = cached_file(name, "README.md", revision or None)
+        licence = folder_licence(cached.parent) if cached else None
     name = hub or (last_part(reference) if reference else "the base model")
     return Parent(name=name, hub=hub, licence=licence, must_have=must_have)
 
@@ -201,7 +200,7 @@ def folder_licence(folder: Path) -> str | None:
 
 
 def with_licence(text: str, licence: str) -> str:
-    """Return a card whose header names a licence as its first entry; the rest of the text stays as it is.
+    """Return a card whose header names a licence as its first entry; the rest of the text is unchanged.
 
     Args:
         text: A card whose header names no licence.

@@ -36,11 +36,11 @@ class CardThere:
 
 
 def card_there(api: HfApi, repo: str, *, revision: str) -> CardThere | None:
-    """Return the card of a repository; None if it has none, or just a header, as the Hub's web page makes it."""
-    found = {entry.path for entry in api.get_paths_info(repo, [README, MANIFEST], revision=revision)}
-    if README not in found:
+    """Return the card of a repository; None without a card, or with a header only, as the Hub's web page makes it."""
+    names = {entry.path for entry in api.get_paths_info(repo, [README, MANIFEST], revision=revision)}
+    if README not in names:
         return None
-    contents = {name: _read(api, repo, name, revision) for name in (README, MANIFEST) if name in found}
+    contents = {name: _read(api, repo, name, revision) for name in (README, MANIFEST) if name in names}
     text = contents[README].decode(errors="replace")
     if not _FRONT.sub("", text).strip():
         return None
@@ -54,7 +54,7 @@ def card_there(api: HfApi, repo: str, *, revision: str) -> CardThere | None:
 
 
 def _read(api: HfApi, repo: str, name: str, revision: str) -> bytes:
-    # hf_hub_download would keep a copy in the cache, and has retries of its own.
+    # hf_hub_download would keep a copy in the cache, and repeats failed requests itself.
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     address = f"{api.endpoint}/{repo}/resolve/{revision}/{name}"
@@ -65,7 +65,7 @@ def _read(api: HfApi, repo: str, name: str, revision: str) -> bytes:
 
 
 def licence_there(api: HfApi, reference: str) -> str | None:
-    """Return the licence of a model of the Hub, `OWNER/NAME[@REVISION]`; None if it is not visible or names none."""
+    """Return the licence of a model of the Hub, `OWNER/NAME[@REVISION]`; None if it names no licence."""
     from huggingface_hub.errors import HFValidationError
 
     name, _, revision = reference.partition("@")
@@ -96,8 +96,8 @@ def has_arrived(api: HfApi, repo: str, files: Mapping[str, bytes | Path], *, rev
     from huggingface_hub.hf_api import RepoFile
 
     there = api.get_paths_info(repo, list(files), revision=revision)
-    found = [entry for entry in there if isinstance(entry, RepoFile)]
-    hashes = {entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in found}
+    entries = [entry for entry in there if isinstance(entry, RepoFile)]
+    hashes = {entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in entries}
     return all(
         hashes.get(operation.path_in_repo) in (_blob_id(operation), operation.upload_info.sha256.hex())
         for operation in operations(files)
@@ -106,7 +106,8 @@ def has_arrived(api: HfApi, repo: str, files: Mapping[str, bytes | Path], *, rev
 
 def pull_requests(api: HfApi, repo: str) -> list[str]:
     """Return the references of a repository's pull requests, such as `refs/pr/1`."""
-    return [found.ref for found in api.list_repo_refs(repo, include_pull_requests=True).pull_requests or []]
+    references = api.list_repo_refs(repo, include_pull_requests=True)
+    return [request.ref for request in references.pull_requests or []]
 
 
 def _blob_id(operation: CommitOperationAdd) -> str:

@@ -34,7 +34,7 @@ def use(document: Manifest, *, base: str | None, reference: str, folder: bool = 
 
     Args:
         document: Its manifest.
-        base: Id of the base model on the Hub; None if it has none.
+        base: Id of the base model on the Hub; None without an id.
         reference: Location to load the output from.
         folder: Whether that location is a folder, and not a repository of the Hub.
     """
@@ -91,10 +91,10 @@ def _delta(reference: str, *, folder: bool) -> str:
     """Return the lines that read a dense delta."""
     name = "delta.safetensors"
     fetch = "" if folder else "from huggingface_hub import hf_hub_download\n"
-    place = _quoted(f"{reference}/{name}") if folder else f"hf_hub_download({_quoted(reference)}, {name!r})"
+    path = _quoted(f"{reference}/{name}") if folder else f"hf_hub_download({_quoted(reference)}, {name!r})"
     return (
         f"{fetch}from safetensors.torch import load_file\n\n"
-        f"delta = load_file({place})  # add each to the weight of its name"
+        f"delta = load_file({path})  # add each to the weight of its name"
     )
 
 
@@ -147,7 +147,7 @@ def _residual(document: Manifest, reference: str) -> str:
 
 
 def _template_of(document: Manifest) -> Template | None:
-    """Return the prompt template that an output was trained with; None if this toolkit does not know it."""
+    """Return the prompt template that an output was trained with; None if this toolkit has no such template."""
     task = _task(document)
     try:
         return get_template(get_task(str(task["name"])), str(task["template"]))

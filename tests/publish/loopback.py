@@ -168,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
         repository = self.hub.repositories.get(name)
         if repository is None:
             return 404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
-        if "create_pr=1" not in query:
+        if "/commit/" not in path or "create_pr=1" not in query:
             return self._of_repository(name, repository, parts, body)
         return self._commit_of_request(name, repository, body)
 
