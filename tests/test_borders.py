@@ -63,7 +63,7 @@ def _users(libraries: set[str]) -> set[str]:
 
 
 def test_the_hub_is_met_in_few_places_only() -> None:
-    publishing = {"publish/hub.py", "publish/patience.py", "publish/template.py"}
+    publishing = {f"publish/{name}.py" for name in ("header", "hub", "patience", "repository", "template")}
     loading = {"models/pretrained.py", "io/checkpoint_files.py", "demo/base.py"}
     assert _users({"huggingface_hub"}) <= publishing | loading
 

@@ -23,6 +23,7 @@ class HeadForm:
         modules: Names of the head's modules in transformers.
         outputs: Number of outputs, if it is not one per label.
         fast: Whether it needs a fast tokenizer, for the offsets of tokens in the text.
+        pipeline: The Hub's `pipeline_tag` of a model with it; empty if the Hub has no such task.
     """
 
     name: str
@@ -32,6 +33,7 @@ class HeadForm:
     modules: tuple[str, ...] = ()
     outputs: int | None = None
     fast: bool = False
+    pipeline: str = ""
 
 
 _ALL = (
@@ -41,6 +43,7 @@ _ALL = (
         task_type="SEQ_CLS",
         auto_class="AutoModelForSequenceClassification",
         modules=("classifier", "score"),
+        pipeline="text-classification",
     ),
     HeadForm(
         name="tokens",
@@ -49,6 +52,7 @@ _ALL = (
         auto_class="AutoModelForTokenClassification",
         modules=("classifier", "score"),
         fast=True,
+        pipeline="token-classification",
     ),
     HeadForm(
         name="span",
@@ -58,6 +62,7 @@ _ALL = (
         modules=("qa_outputs",),
         outputs=2,
         fast=True,
+        pipeline="question-answering",
     ),
     HeadForm(name="choices", title="a head that scores choices", outputs=1, fast=True),
 )

@@ -24,8 +24,13 @@ class PushSettings(Settings):
     encoder_id: str | None = Field(
         None, description="encoder of a stack on the Hub, OWNER/NAME[@REVISION]; needed if it is local"
     )
+    license: str | None = Field(
+        None, description="licence as the Hub spells it, such as apache-2.0; default: one that all parents allow"
+    )
     private: bool = Field(False, description="make the repository private; one that is public is refused")
     revision: str | None = Field(None, description="branch to push to")
+    create_pr: bool = Field(False, description="open a pull request in an existing repository")
+    tag: str | None = Field(None, description="tag for the commit, such as v1.0; it must be new")
     message: str = Field("Upload adapter", description="commit message")
     dry_run: Annotated[bool, Role.HANDLING] = Field(
         False, description="show the card and list the files; write nothing, no network"

@@ -3,59 +3,30 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
-
-import yaml
+from collections.abc import Mapping, Sequence
 
 from ..algebra import sign_conflict_by_chance
-from ..io.json_types import JsonObject
 from ..io.markup import as_code, as_markdown, markdown_table
-from ..models.head_forms import HEAD_FORMS
 from ..provenance.kinds import KINDS
 from ..provenance.manifest import START, Manifest
-from .engines import fill
+from .header import header, is_full
 from .private import hub_id, last_part, without_paths
+from .usage import use
 
 __all__ = ["card", "hub_id"]
 
-_PLACEHOLDER = "BASE MODEL"
-"""Placeholder in the usage example for a base model without a Hub id."""
 
-_LIBRARIES = {"gguf": "gguf", "mlx": "mlx", "stack": "adaptermix"}
-"""The Hub's names of the libraries that read outputs which PEFT and transformers do not."""
-
-
-def _is_full(document: Manifest) -> bool:
-    """Whether the output is a whole checkpoint."""
-    return document.get("artifact") == "checkpoint"
-
-
-def _header(document: Manifest, base: str | None) -> str:
-    names = {name for names in document.get("languages", {}).values() for name in names}
-    # The Hub accepts only ISO 639 codes: pairs (de-en) become two, and scripts (zh-Hant) are dropped.
-    languages = sorted({code for name in names for code in re.findall(r"(?<![A-Za-z])[a-z]{2,3}(?![A-Za-z])", name)})
-    library, kind, relation = ("transformers", "model", "merge") if _is_full(document) else ("peft", "lora", "adapter")
-    library = _LIBRARIES.get(str(document.get("artifact")), library)
-    if is_stack := document.get("artifact") == "stack":
-        kind = "stack"
-    header: JsonObject = {
-        "library_name": library,
-        "tags": [kind, "adaptermix", str(document.get("kind"))] if document.get("versions") else [kind],
-    }
-    if is_stack:
-        encoder = hub_id(str(document["stack"]["encoder"]["id"]).partition("@")[0])
-        header |= {"base_model": [each for each in (base, encoder) if each]} if base or encoder else {}
-    elif base:
-        header |= {"base_model": base, "base_model_relation": relation}
-    if languages:
-        header["language"] = languages
-    return yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
+def _parent(entry: Mapping[str, object]) -> str:
+    """Return the name of an input: the id with the revision of an input from the Hub."""
+    path, revision = str(entry.get("path") or ""), entry.get("revision")
+    if "@" in path or (entry.get("kind") == "checkpoint" and "/" in path and hub_id(path)):
+        return f"{path}@{revision}" if revision else path
+    return str(entry["name"])
 
 
 def _inputs(document: Manifest) -> str:
     rows = [
-        [entry["name"], f"{entry['weight']:g}", as_code(entry["weights_sha256"][:12])]
+        [_parent(entry), f"{entry['weight']:g}", as_code(entry["weights_sha256"][:12])]
         for entry in document.get("inputs", ())
         if entry.get("use") != START
     ]
@@ -147,108 +118,14 @@ def _tested(document: Manifest) -> str:
     return f"Trained or chosen on data that were evaluated as test before: {names}." if names else ""
 
 
-_FUSED = {
-    "input": '\n# the source is put before its text: f"{source} {text}"; for a pair, before each of its texts',
-    "x-mixup": "\n# its sources are mixed in by `adaptermix evaluate --source`, or adaptermix.fusion.mixup.Mixer",
-}
-"""Usage comments for adapters that do not fuse in their bottleneck."""
-
-
-def _fused(document: Manifest, lines: str) -> str:
-    """Return the loading example of an adapter with sources."""
-    entry = document.get("fusion")
-    fusion = entry if isinstance(entry, Mapping) else {}
-    name = str(fusion.get("fusion"))
-    if name != "input":
-        lines = lines.replace("from peft import PeftModel", "from adaptermix.fusion.lora import load_fusion")
-        lines = lines.replace("PeftModel.from_pretrained(", "load_fusion(")
-    if name in _FUSED:
-        return lines + _FUSED[name]
-    plain = "\n# PEFT alone loads a plain LoRA, which does not see the sources"
-    if encoder := fusion.get("fusion_encoder"):
-        known = hub_id(encoder) or "see the settings"
-        return (
-            f"{lines}\n# its sources are states of another encoder ({known}): `adaptermix evaluate` reads them{plain}"
-        )
-    settings = f"norm={fusion.get('fusion_norm', True)!r}, offset={fusion.get('fusion_offset', 0)!r}"
-    return (
-        f"from adaptermix.fusion import fused, read_sources\n{lines}"
-        f"\nsources = read_sources(model, tokenizer(source_texts, padding=True, return_tensors='pt'), {settings})"
-        "\nwith fused(model, sources):"
-        "\n    output = model(**tokenizer(texts, padding=True, return_tensors='pt'))"
-        f"{plain}"
-    )
-
-
-def _quoted(text: str) -> str:
-    """Return a text as a Python literal in double quotes."""
-    return json.dumps(text)
-
-
-def _by_command(document: Manifest, base: str, reference: str) -> str | None:
-    """Return usage instructions for an export, a stack or a head on hidden states, which PEFT alone cannot load."""
-    if serve := document.get("serve"):
-        lines = "\n".join(fill(str(command), base=base, adapter=reference) for command in serve["commands"])
-        return f"With {as_markdown(serve['engine'])}:\n\n```bash\n{lines}\n```"
-    task = document.get("task")
-    task = task if isinstance(task, Mapping) else {}
-    data = f"--task {task.get('name', 'TASK')} --data FILE"
-    if document.get("artifact") == "stack":
-        is_on_hub = "/" in reference
-        folder = reference.rpartition("/")[2]
-        lines = f"adaptermix evaluate --base {folder} --adapter ADAPTER --task TASK --data FILE"
-        lines = f"hf download {reference} --local-dir {folder}\n{lines}" if is_on_hub else lines
-        return f"A model folder of adaptermix, for --base of its commands:\n\n```bash\n{lines}\n```"
-    if task.get("reader"):
-        lines = f"adaptermix evaluate --base {_quoted(base)} --adapter {_quoted(reference)} {data}"
-        return (
-            "The head reads hidden states in a way that PEFT does not know, so that PEFT alone does not load this "
-            f"adapter:\n\n```bash\n{lines}\n```"
-        )
-    return None
-
-
-def _use(document: Manifest, base: str, reference: str) -> str:
-    if text := _by_command(document, base, reference):
-        return f"## Use\n\n{text}"
-    revision = document.get("base", {}).get("revision")
-    pinned = f", revision={revision!r}" if revision and base != _PLACEHOLDER else ""
-    if document.get("artifact") == "delta":
-        lines = (
-            "from safetensors.torch import load_file\n\n"
-            f"delta = load_file({_quoted(f'{reference}/delta.safetensors')})  # add each to the weight of its name"
-        )
-    elif _is_full(document):
-        lines = (
-            "from transformers import AutoModelForCausalLM\n\n"
-            f"model = AutoModelForCausalLM.from_pretrained({_quoted(reference)})"
-        )
-    else:
-        lines = (
-            "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-            f"base = AutoModelForCausalLM.from_pretrained({base!r}{pinned})\n"
-            f"model = PeftModel.from_pretrained(base, {_quoted(reference)})"
-        )
-    task = document.get("task")
-    labels = task.get("labels") if isinstance(task, Mapping) else None
-    if isinstance(task, Mapping) and labels:
-        form = HEAD_FORMS.get(str(task.get("head")), HEAD_FORMS["classes"])
-        lines = lines.replace("AutoModelForCausalLM", form.auto_class)
-        outputs = form.outputs or len(labels)
-        lines = lines.replace(f"pretrained({base!r}", f"pretrained({base!r}, num_labels={outputs}")
-        lines += "" if form.outputs else f"\nlabels = {list(labels)!r}  # in the order of the logits"
-    elif document.get("base", {}).get("class") == "encoder":
-        lines = lines.replace("AutoModelForCausalLM", "AutoModel")
-    if document.get("fusion"):
-        lines = _fused(document, lines)
-    modules = (document.get("fidelity") or {}).get("modules", {})
-    if document.get("kind") == "bake" and any("rank" in module for module in modules.values()):
-        with_lora = f"model = PeftModel.from_pretrained(model, {f'{reference}/residual'!r})"
-        lines = f"from peft import PeftModel\n{lines}\n{with_lora}"
-    return f"## Use\n\n```python\n{lines}\n```"
-
-
-def card(document: Manifest, *, name: str, reference: str | None = None, base: str | None = None) -> str:
+def card(
+    document: Manifest,
+    *,
+    name: str,
+    reference: str | None = None,
+    base: str | None = None,
+    pictures: Sequence[str] = (),
+) -> str:
     """Return the README of an output adapter.
 
     Args:
@@ -256,6 +133,7 @@ def card(document: Manifest, *, name: str, reference: str | None = None, base: s
         name: Title.
         reference: Location to load the adapter from; default the title.
         base: Id of the base model on the Hub; default the manifest's, unless that is a local folder.
+        pictures: Names of pictures next to the card.
     """
     named = document.get("base", {}).get("id")
     base = base or hub_id(named)
@@ -265,7 +143,7 @@ def card(document: Manifest, *, name: str, reference: str | None = None, base: s
     what = KINDS.get(str(document.get("kind")), "a LoRA adapter")
     if (document.get("scores") or {}).get("split") == "pairs":
         what = what.replace("a dev set", "translation pairs without labels")
-    if _is_full(document):
+    if is_full(document):
         what = (
             "a full model that an adapter was written into"
             if document["kind"] == "bake"
@@ -282,16 +160,17 @@ def card(document: Manifest, *, name: str, reference: str | None = None, base: s
     )
     made = f" Made with adaptermix ({packages})." if packages else ""
     sections = [
-        f"---\n{_header(document, base)}---",
+        f"---\n{header(document, name=name, base=base)}---",
         f"# {as_markdown(name)}",
         f"This is {what}, for {which}.{made}",
         _started_from(document),
         _languages(document),
         _tested(document),
-        _use(document, base or _PLACEHOLDER, reference or name),
+        use(document, base=base, reference=reference or name, folder=reference is None),
         _inputs(document),
         _fidelity(document),
         _scores(document),
+        "\n".join(f"![{as_markdown(picture.removesuffix('.png'))}]({picture})" for picture in pictures),
         plan,
     ]
     return "\n\n".join(section for section in sections if section) + "\n"

@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError, safe_open
 
 from ..adapters import AdapterMeta, open_adapter
 from ..adapters.paths import check_stored_names
@@ -21,12 +19,13 @@ from ..io.json_types import JsonObject
 from ..models.stack import ADAPTER, PROJECTION, STACK
 from ..provenance import manifest as manifests
 from .card import card, hub_id
+from .content import CONFIG, README, content_of
+from .header import score_files
+from .licences import Parent, card_licence, check_identifier, choose, parents_of, with_licence
 from .private import last_part, text_without_paths, without_paths
 from .stack import check_stack, published_form
 from .template import is_untouched
 
-README = "README.md"
-CONFIG = "adapter_config.json"
 _TOKENIZER = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model"),
@@ -67,14 +66,6 @@ _ALWAYS = (
     "USE_POLICY.md",
 )
 """Names that a user may add to an output whose manifest lists its files."""
-_TEXTS = (".json", ".jsonl", ".html")
-_MODEL_PATHS = ("_name_or_path", "name_or_path", "tokenizer_file", "special_tokens_map_file", "vocab_file")
-_MODULES = (
-    *("target_modules", "exclude_modules", "modules_to_save", "target_parameters", "trainable_token_indices"),
-    *("rank_pattern", "alpha_pattern", "layers_pattern", "layers_to_transform", "layer_replication"),
-)
-"""Entries of an adapter's config that name modules, with patterns that may look like paths."""
-_MOST_TEXT = 2**26
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,13 +75,21 @@ class Published:
     Args:
         files: By name in the repository: the content if it differs from the file on disk, else the file.
         card: The model card.
+        is_made: Whether the card is generated; an edited one is published unchanged.
         left_out: Names in the folder that are not published.
+        manifest: The manifest as it is published; None for a folder without a manifest.
+        chosen: The licence that the user chose, by `--license` or in an edited card.
+        parents: The models that the output was made from.
         notes: Notes for the user.
     """
 
     files: Mapping[str, bytes | Path]
     card: str
+    is_made: bool
     left_out: list[str]
+    manifest: manifests.Manifest | None
+    chosen: str | None
+    parents: list[Parent]
     notes: list[str] = field(default_factory=list)
 
     def sizes(self) -> list[tuple[str, int]]:
@@ -100,8 +99,30 @@ class Published:
             for name, content in self.files.items()
         ]
 
+    def licensed(self) -> Published:
+        """Return the same files with the licence in the card, if it is known, and with the card's hash.
 
-def prepare(folder: Path, repo: str, *, base_id: str | None = None, encoder_id: str | None = None) -> Published:
+        Raises:
+            PublishError: the licence conflicts with one of the parents'.
+        """
+        licence, text = choose(self.chosen, self.parents), self.card
+        if licence and card_licence(text) is None:
+            text = with_licence(text, licence)
+        files = dict(self.files) | {README: text.encode()}
+        if self.manifest is not None:
+            digest = hashlib.sha256(text.encode()).hexdigest()
+            files[MANIFEST] = manifests.dump({**self.manifest, "card_sha256": digest})
+        return replace(self, files=dict(sorted(files.items())), card=text)
+
+
+def prepare(
+    folder: Path,
+    repo: str,
+    *,
+    base_id: str | None = None,
+    encoder_id: str | None = None,
+    licence: str | None = None,
+) -> Published:
     """Return the files to publish from an output folder or from any PEFT adapter.
 
     Only files with known names are published, and if the manifest lists files, only those.
@@ -111,10 +132,12 @@ def prepare(folder: Path, repo: str, *, base_id: str | None = None, encoder_id: 
         repo: Repository, as owner/name.
         base_id: Id of the base model on the Hub, optionally with `@REVISION`; default the id in the folder.
         encoder_id: The same of the encoder of a stack.
+        licence: The licence of the publication; default one that the licences of its parents allow.
 
     Raises:
         AdapterFormatError: the folder has no valid adapter.
-        PublishError: a file is a link, the base model is a local folder, or the card has local paths.
+        PublishError: a file is a link, the base model is a local folder, the card has local paths, or the licence
+            conflicts with a parent's.
     """
     meta, document = _contents(folder)
     public = _public(folder, meta, document, base_id)
@@ -124,24 +147,51 @@ def prepare(folder: Path, repo: str, *, base_id: str | None = None, encoder_id: 
         form = published_form(folder, check_stack(folder), base_id=base_id, encoder_id=encoder_id)
         public["stack"], made[STACK] = form, manifests.dump(form)
     local = str(document.get("base", {}).get("id") or "") if isinstance(document.get("base"), Mapping) else ""
-    notes = []
-    if not public["base"].get("id"):
-        notes.append("warning: the card names no base model; name it with --base-id OWNER/NAME.")
-    text, is_made = _card(folder, repo, document, public)
-    if not is_made:
-        notes.append("README.md was edited and is published unchanged.")
-        if base_id:
-            notes.append(f"warning: --base-id does not change it: look that it names {base_id}.")
     files: dict[str, bytes | Path] = {}
     for name in chosen:
         path = folder / name
-        files[name] = _content(path, name, public, base=public["base"].get("id"), local=local, repo=repo)
+        files[name] = content_of(path, name, public, base=public["base"].get("id"), local=local, repo=repo)
     files |= made
-    if (folder / MANIFEST).is_file():
-        public["card_sha256"] = hashlib.sha256(text.encode()).hexdigest()
-        files[MANIFEST] = manifests.dump(public)
-    files[README] = text.encode()
-    return Published(files=dict(sorted(files.items())), card=text, left_out=left_out, notes=notes)
+    notes = []
+    if not public["base"].get("id"):
+        notes.append("warning: the card names no base model; name it with --base-id OWNER/NAME.")
+    text, is_made = _card(folder, repo, document, public, pictures=[name for name in chosen if name.endswith(".png")])
+    if is_made:
+        files |= score_files(public, repo)
+    else:
+        added = f" except for a line with the licence {licence}" if licence and not card_licence(text) else ""
+        notes.append(f"README.md was edited and is published unchanged{added}.")
+        if base_id:
+            notes.append(f"warning: --base-id does not change it: look that it names {base_id}.")
+    return Published(
+        files=files,
+        card=text,
+        is_made=is_made,
+        left_out=left_out,
+        manifest=public if (folder / MANIFEST).is_file() else None,
+        chosen=_licence(folder / README, licence, card_licence(text)),
+        parents=parents_of(document, base=_reference(public["base"]), encoder=encoder_id),
+        notes=notes,
+    ).licensed()
+
+
+def _reference(base: manifests.Manifest) -> str | None:
+    """Return the id of a base model on the Hub with its revision."""
+    revision = base.get("revision")
+    return f"{base['id']}@{revision}" if base.get("id") and revision else base.get("id")
+
+
+def _licence(path: Path, option: str | None, written: str | None) -> str | None:
+    """Return the licence that the user chose, by the option or in an edited card."""
+    if option is None:
+        return written
+    check_identifier(option)
+    if written not in (None, option):
+        raise PublishError(
+            f"--license is {option}, and {path} was edited and names {written}. Drop --license, or change the card.",
+            code="push.license-two",
+        )
+    return option
 
 
 def _contents(folder: Path) -> tuple[AdapterMeta | None, manifests.Manifest]:
@@ -249,7 +299,9 @@ def _chosen(folder: Path, document: manifests.Manifest) -> tuple[list[str], list
     return chosen, left_out
 
 
-def _card(folder: Path, repo: str, document: manifests.Manifest, public: manifests.Manifest) -> tuple[str, bool]:
+def _card(
+    folder: Path, repo: str, document: manifests.Manifest, public: manifests.Manifest, *, pictures: list[str]
+) -> tuple[str, bool]:
     """Return the card to publish, and whether it is generated; an edited one is published unchanged."""
     path = folder / README
     if path.is_file():
@@ -260,7 +312,8 @@ def _card(folder: Path, repo: str, document: manifests.Manifest, public: manifes
             _check_card(path, text)
             return text, False
     try:
-        return card(public, name=repo.split("/")[1], reference=repo, base=public["base"].get("id")), True
+        base = public["base"].get("id")
+        return card(public, name=repo.split("/")[1], reference=repo, base=base, pictures=pictures), True
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _edited(folder / MANIFEST, f"{type(error).__name__}: {error}") from error
 
@@ -273,72 +326,3 @@ def _check_card(path: Path, text: str) -> None:
                 "out, or remove README.md to have a new one made.",
                 code="push.card-path",
             )
-
-
-def _check_metadata(path: Path) -> None:
-    """Refuse weights whose header contains a local path, since some trainers write their settings there."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise PublishError(
-            f"{path} must be a safetensors file: {as_line(error)}. Write it again, or remove it.",
-            code="push.safetensors",
-        ) from error
-    for name, text in metadata.items():
-        if without_paths({name: text}) != {name: text}:
-            raise PublishError(
-                f"{path} names a path of this machine in its header ({as_line(name, 60)}), which would be published. "
-                "Save the file again without that entry.",
-                code="push.header-path",
-            )
-
-
-def _content(
-    path: Path, name: str, public: manifests.Manifest, *, base: str | None, local: str, repo: str
-) -> bytes | Path:
-    """Return the content to publish: the file, or its text without local paths."""
-    if path.suffix == ".safetensors":
-        _check_metadata(path)
-    if path.suffix not in _TEXTS or name in (MANIFEST, README) or path.stat().st_size > _MOST_TEXT:
-        return path
-    if path.suffix == ".html":
-        text = path.read_text(encoding="utf-8", errors="replace")
-        cleaned = text_without_paths(text)
-        return path if cleaned == text else cleaned.encode()
-    try:
-        if path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            cleaned_rows = without_paths(rows, base=base, local=local)
-            return path if cleaned_rows == rows else "".join(json.dumps(row) + "\n" for row in cleaned_rows).encode()
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise PublishError(
-            f"{path} must be JSON: {as_line(error)}. Write it again, or remove it.", code="push.json"
-        ) from error
-    if not isinstance(document, dict):
-        return path
-    cleaned_document: JsonObject
-    if path.name == CONFIG:
-        cleaned_document = (
-            _config(document, {"id": repo})
-            if name.startswith("residual/")
-            else _config(document, public["base"], local)
-        )
-    elif name in (MANIFEST, "results.json") or path.name == MANIFEST:
-        cleaned_document = without_paths(document, base=base, local=local)
-    else:  # other entries of a model, such as chat templates and tokens, may look like paths
-        named = {key: document[key] for key in _MODEL_PATHS if isinstance(document.get(key), str)}
-        cleaned_document = document | without_paths(named, base=base, local=local)
-    return path if cleaned_document == document else (json.dumps(cleaned_document, indent=2) + "\n").encode()
-
-
-def _config(document: JsonObject, base: manifests.Manifest, local: str = "") -> JsonObject:
-    """Return an adapter's config with the Hub id of its base model."""
-    others = {key: value for key, value in document.items() if key not in _MODULES}
-    cleaned: JsonObject = document | without_paths(others, base=base.get("id"), local=local)
-    if base.get("id"):
-        cleaned["base_model_name_or_path"] = base["id"]
-        if document.get("revision") != base.get("revision"):
-            cleaned["revision"] = base.get("revision")
-    return cleaned

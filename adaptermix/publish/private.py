@@ -22,6 +22,10 @@ _MODEL_ENTRIES = {"model", "id", "fusion_encoder", "_name_or_path", "name_or_pat
 """Entries other than options that name a model: Hub ids are published, folders are not."""
 _FILE_ENTRIES = {"path", "sources", "storage", "tokenizer_file", "special_tokens_map_file", "vocab_file", "merges_file"}
 """Entries other than options that name files or folders; only the last part of the path is published."""
+_CACHED = re.compile(
+    r".*[/\\]models--(?P<owner>[\w.-]+?)--(?P<name>[\w.-]+)[/\\]snapshots[/\\](?P<revision>[0-9a-f]+)[/\\]?"
+)
+"""A model's folder in the cache of huggingface_hub."""
 _TEXTS = {"labels", "languages", "options", "targets", "template"}
 """Entries whose values are never paths, even if they look like one."""
 _ROOTS = {"home", "Users", "root", "tmp", "mnt", "media", "data", "var", "opt", "scratch", "private", "Volumes", "srv"}
@@ -55,11 +59,16 @@ def is_local(value: str) -> bool:
 
 
 def last_part(path: str) -> str:
-    """Return the last part of a Posix or Windows path; a language prefix stays (`de=/data/x.tsv` gives `de=x.tsv`)."""
+    """Return the last part of a Posix or Windows path; a language prefix stays (`de=/data/x.tsv` gives `de=x.tsv`).
+
+    Of a model in the cache of huggingface_hub, which has a public name, that name with its revision is returned.
+    """
     if match := _LANGUAGE.fullmatch(path):
         return match[1] + last_part(match[2])
     if path.startswith("hf:"):
         return path
+    if match := _CACHED.fullmatch(path):
+        return f"{match['owner']}/{match['name']}@{match['revision']}"
     plain = path.removeprefix("file://").rstrip("/\\")
     if PurePosixPath(plain).parent.name in ("home", "Users") or plain == str(Path.home()):
         return "folder"  # the last part is a user name
@@ -77,9 +86,11 @@ def without_paths(value: Any, *, base: str | None = None, local: str | None = No
         key: The entry that contains the value.
     """
     if isinstance(value, Mapping):
+        # The path of an input that is a checkpoint may be an id on the Hub.
+        other = {"path": "model"} if value.get("kind") == "checkpoint" else {}
         return {
             text_without_paths(name): without_paths(
-                entry, base=base, local=local, key=key if key in _TEXTS else str(name)
+                entry, base=base, local=local, key=key if key in _TEXTS else other.get(name, str(name))
             )
             for name, entry in value.items()
         }

@@ -81,7 +81,7 @@ def test_a_result_with_a_lora_beside_it_says_how_to_load_both(wide: Path, texts:
     out = tmp_path / "out"
     report = bake(settings(wide, one, out, quantize="nf4", strategy="residual", calibration=[texts]))
     assert any(module.rank for module in report.modules.values())
-    assert "PeftModel.from_pretrained(model, 'out/residual')" in (out / "README.md").read_text()
+    assert "PeftModel.from_pretrained(model, \"out\", subfolder='residual')" in (out / "README.md").read_text()
     named = json.loads((out / "residual" / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert Path(named) == out
     assert (out / "residual" / "adaptermix.json").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import unquote
 
 SLOWEST = 5.0
 """Seconds after which an answer that trickles ends by itself, so that no test hangs."""
@@ -44,11 +46,14 @@ class Fault:
 
 @dataclass
 class Repository:
-    """A repository: its files, and the commits so far."""
+    """A repository: its files, the commits so far, its tags and pull requests, and the licence that its card names."""
 
     private: bool = False
     files: dict[str, bytes] = field(default_factory=dict)
     commits: list[dict[str, Any]] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
+    requests: list[dict[str, bytes]] = field(default_factory=list)
+    licence: str | None = None
 
     @property
     def head(self) -> str:
@@ -98,6 +103,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def _send_file(self, path: str) -> None:
+        owner, name, _, _, *rest = path.strip("/").split("/")
+        repository = self.hub.repositories[f"{owner}/{name}"]
+        self._send(200, None, raw=repository.files["/".join(rest)])
+
     def _trickle(self) -> None:
         self.send_response(200)
         self.send_header("Content-Length", "1000")
@@ -115,11 +125,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append((self.command, path))
         fault = self.hub.fault_for(path)
         try:
+            if fault is None and "/resolve/" in path:
+                self._send_file(path)
+                return
             if fault is None:
-                self._send(*self._answer(path, body))
+                self._send(*self._answer(self.path, body))
                 return
             if fault.after:
-                self._answer(path, body)
+                self._answer(self.path, body)
             if fault.slow:
                 self._trickle()
             elif fault.status == 0:
@@ -133,7 +146,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_POST = do_PUT = _any  # noqa: N815  (names that http.server looks for)
 
-    def _answer(self, path: str, body: bytes) -> tuple[int, Any] | tuple[int, Any, dict[str, str]]:
+    def _answer(  # noqa: PLR0911  (one for each kind of address)
+        self, address: str, body: bytes
+    ) -> tuple[int, Any] | tuple[int, Any, dict[str, str]]:
+        path, _, query = address.partition("?")
         parts = path.strip("/").split("/")
         if path == "/api/repos/create":
             asked = json.loads(body)
@@ -152,33 +168,52 @@ class _Handler(BaseHTTPRequestHandler):
         repository = self.hub.repositories.get(name)
         if repository is None:
             return 404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
-        return self._of_repository(name, repository, parts, body)
+        if "/commit/" not in path or "create_pr=1" not in query:
+            return self._of_repository(name, repository, parts, body)
+        return self._commit_of_request(name, repository, body)
 
     def _of_repository(self, name: str, repository: Repository, parts: list[str], body: bytes) -> tuple[int, Any]:
-        what = parts[4] if len(parts) > 4 else ""
-        if parts[-1] == "batch":
-            objects = [
-                {**one, "actions": {"upload": {"href": f"{self.hub.url}/upload/{one['oid']}", "header": {}}}}
-                for one in json.loads(body)["objects"]
-            ]
-            return 200, {"objects": objects, "transfer": "basic"}
-        if what == "preupload":
-            mode = "lfs" if self.hub.large else "regular"
-            files = [
-                {"path": file["path"], "uploadMode": mode if file["path"].endswith(".safetensors") else "regular"}
-                for file in json.loads(body)["files"]
-            ]
-            return 200, {"files": [{**file, "shouldIgnore": False} for file in files]}
+        what = "batch" if parts[-1] == "batch" else parts[4] if len(parts) > 4 else ""
         if what == "commit":
             return self._commit(name, repository, body)
-        if what == "branch":
-            return 200, {}
-        if what == "paths-info":
-            return 200, [
-                {"type": "file", "path": path, "size": len(content), "oid": _git_hash(content)}
-                for path, content in repository.files.items()
-            ]
-        return 200, {"id": name, "modelId": name, "private": repository.private, "sha": repository.head, "tags": []}
+        if what == "tag" and json.loads(body)["tag"] in repository.tags:
+            return 409, {"error": "Tag exists"}
+        if what == "tag":
+            repository.tags[json.loads(body)["tag"]] = unquote(parts[5])
+        card = {"cardData": {"license": repository.licence}} if repository.licence else {}
+        about = {"id": name, "modelId": name, "private": repository.private, "sha": repository.head, "tags": []}
+        answers: dict[str, Any] = {
+            "batch": lambda: self._batch(body),
+            "preupload": lambda: self._preupload(body),
+            "refs": lambda: _references(repository),
+            "paths-info": lambda: _paths(repository, unquote(parts[5])),
+            "branch": dict,
+            "tag": dict,
+        }
+        return 200, answers.get(what, lambda: about | card)()
+
+    def _batch(self, body: bytes) -> Any:
+        objects = [
+            {**one, "actions": {"upload": {"href": f"{self.hub.url}/upload/{one['oid']}", "header": {}}}}
+            for one in json.loads(body)["objects"]
+        ]
+        return {"objects": objects, "transfer": "basic"}
+
+    def _preupload(self, body: bytes) -> Any:
+        mode = "lfs" if self.hub.large else "regular"
+        files = [
+            {"path": file["path"], "uploadMode": mode if file["path"].endswith(".safetensors") else "regular"}
+            for file in json.loads(body)["files"]
+        ]
+        return {"files": [{**file, "shouldIgnore": False} for file in files]}
+
+    def _commit_of_request(self, name: str, repository: Repository, body: bytes) -> tuple[int, Any]:
+        aside = Repository(files=dict(repository.files), commits=list(repository.commits))
+        status, answer = self._commit(name, aside, body)
+        if status == 200:
+            repository.requests.append(aside.files)
+            answer |= {"pullRequestUrl": f"{self.hub.url}/{name}/discussions/{len(repository.requests)}"}
+        return status, answer
 
     def _commit(self, name: str, repository: Repository, body: bytes) -> tuple[int, Any]:
         lines = [json.loads(line) for line in body.splitlines()]
@@ -193,6 +228,25 @@ class _Handler(BaseHTTPRequestHandler):
                 repository.files[value["path"]] = self.hub.uploads[value["oid"]]
         repository.commits.append(header | {"files": [line["value"].get("path") for line in lines[1:]]})
         return 200, {"commitUrl": f"{self.hub.url}/{name}/commit/x", "commitOid": repository.head}
+
+
+def _references(repository: Repository) -> dict[str, Any]:
+    requests = [f"refs/pr/{number}" for number in range(1, len(repository.requests) + 1)]
+    return {
+        "branches": [{"name": "main", "ref": "refs/heads/main", "targetCommit": repository.head}],
+        "converts": [],
+        "tags": [{"name": n, "ref": f"refs/tags/{n}", "targetCommit": c} for n, c in repository.tags.items()],
+        "pullRequests": [{"name": ref, "ref": ref, "targetCommit": ""} for ref in requests],
+    }
+
+
+def _paths(repository: Repository, revision: str) -> list[dict[str, Any]]:
+    request = re.fullmatch(r"refs/pr/(\d+)", revision)
+    files = repository.requests[int(request[1]) - 1] if request else repository.files
+    return [
+        {"type": "file", "path": path, "size": len(content), "oid": _git_hash(content)}
+        for path, content in files.items()
+    ]
 
 
 def _git_hash(content: bytes) -> str:

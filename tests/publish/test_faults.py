@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from email.utils import formatdate
 from pathlib import Path
@@ -14,6 +15,7 @@ from adaptermix.errors import PublishError
 from adaptermix.publish import patience
 
 from ..factories import contents
+from ..refusals import refuses
 from .loopback import Fault, Hub, Repository
 
 CREATE, VALIDATE, PREUPLOAD, COMMIT, LOOK = (
@@ -26,7 +28,7 @@ CREATE, VALIDATE, PREUPLOAD, COMMIT, LOOK = (
 
 
 def pushed(folder: Path, **more: Any) -> str | None:
-    return push(PushSettings(folder=str(folder), repo="me/x", **more)).url
+    return push(PushSettings(folder=str(folder), repo="me/x", license="mit", **more)).url
 
 
 def refusal(folder: Path, **more: Any) -> str:
@@ -227,3 +229,63 @@ def test_huggingface_hub_is_left_as_it_was(merged: Path, hub: Hub) -> None:
     before = _http._GLOBAL_CLIENT_FACTORY
     pushed(merged)
     assert _http._GLOBAL_CLIENT_FACTORY is before
+
+
+@pytest.mark.parametrize("step", [LOOK, CREATE, PREUPLOAD, COMMIT])
+def test_a_wrong_answer_is_a_failure_that_keeps_the_token(step: str, merged: Path, hub: Hub) -> None:
+    hub.faults.append(Fault(step, 200, page=True))
+    assert "pushing to me/x failed while" in refusal(merged)
+    assert not hub.repositories.get("me/x", Repository()).commits
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_pull_request_is_opened_once_also_if_its_answer_is_lost(after: bool, merged: Path, hub: Hub) -> None:
+    hub.repositories["me/x"] = Repository(requests=[{"README.md": b"of somebody else"}])
+    hub.faults.append(Fault(COMMIT, 0, times=1, after=after))
+    assert pushed(merged, create_pr=True) == f"{hub.url}/me/x/discussions/2"
+    assert len(hub.repositories["me/x"].requests) == 2
+    assert hub.repositories["me/x"].requests[1]["adapter_model.safetensors"]
+    assert hub.repositories["me/x"].commits == []
+
+
+def test_a_pull_request_needs_a_repository_and_the_main_branch(merged: Path, hub: Hub) -> None:
+    with refuses("push.no-repository"):
+        pushed(merged, create_pr=True)
+    assert hub.repositories == {}
+    for more, code in (({"revision": "v2"}, "push.request-of-branch"), ({"tag": "v1"}, "push.tag-of-request")):
+        with refuses(code):
+            pushed(merged, create_pr=True, **more)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_tag_is_set_once_and_must_be_new(after: bool, merged: Path, hub: Hub) -> None:
+    hub.faults.append(Fault("/tag/", 0, times=1, after=after))
+    pushed(merged, tag="v1.0")
+    repository = hub.repositories["me/x"]
+    assert repository.tags == {"v1.0": repository.head}
+    (merged / "README.md").write_text("# Another\n")
+    with refuses("push.tag-exists: v1.0"):
+        pushed(merged, tag="v1.0")
+    assert len(repository.commits) == 1
+
+
+def test_a_tag_that_is_refused_is_said_to_be_all_that_is_missing(merged: Path, hub: Hub) -> None:
+    hub.faults.append(Fault("/tag/", 403, message="no tags"))
+    assert "The files were committed, and only the tag is missing" in refusal(merged, tag="v1")
+    assert len(hub.repositories["me/x"].commits) == 1
+
+
+def test_a_card_that_was_edited_on_the_hub_stays(merged: Path, hub: Hub) -> None:
+    pushed(merged)
+    repository = hub.repositories["me/x"]
+    edited = repository.files["README.md"] + b"\nMore, by hand.\n"
+    repository.files["README.md"] = edited
+    for _ in range(2):
+        pushed(merged, base_id="org/other")
+        assert repository.files["README.md"] == edited
+        assert json.loads(repository.files["adapter_config.json"])["base_model_name_or_path"] == "org/other"
+    (merged / "README.md").write_text("# Here too\n")
+    assert "edited both here and in me/x" in refusal(merged)
+    repository.files["README.md"] = b"---\nlicense: mit\n---\n"
+    pushed(merged)
+    assert repository.files["README.md"].endswith(b"# Here too\n")

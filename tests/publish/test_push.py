@@ -32,7 +32,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def settings(folder: Path, **more: Any) -> PushSettings:
-    return PushSettings(**({"folder": str(folder), "repo": "me/slots-merged"} | more))
+    return PushSettings(**({"folder": str(folder), "repo": "me/slots-merged", "license": "mit"} | more))
 
 
 @pytest.mark.usefixtures("no_network")
@@ -145,7 +145,7 @@ def test_a_link_of_another_name_is_left_out(merged: Path, hub: Hub) -> None:
 
 
 @pytest.mark.parametrize("edit", ["license", "appended", "rewritten"])
-def test_a_card_that_somebody_edited_is_sent_as_it_is(edit: str, merged: Path, hub: Hub) -> None:
+def test_a_card_that_somebody_edited_is_sent_with_its_text(edit: str, merged: Path, hub: Hub) -> None:
     text = (merged / "README.md").read_text()
     changed = {
         "license": text.replace("library_name: peft", "library_name: peft\nlicense: mit"),
@@ -153,11 +153,17 @@ def test_a_card_that_somebody_edited_is_sent_as_it_is(edit: str, merged: Path, h
         "rewritten": "# Mine\n\nMade with adaptermix, and by hand.\n",
     }[edit]
     (merged / "README.md").write_text(changed)
+    line = "license: mit\n"
+    sent = {
+        "license": changed,
+        "appended": changed.replace("---\n", f"---\n{line}", 1),
+        "rewritten": f"---\n{line}---\n\n{changed}",
+    }[edit]
     for dry_run in (True, False):
         report = push(settings(merged, dry_run=dry_run))
-        assert report.card == changed
+        assert report.card == sent
         assert (merged / "README.md").read_text() == changed
-    assert hub.repositories["me/slots-merged"].files["README.md"].decode() == changed
+    assert hub.repositories["me/slots-merged"].files["README.md"].decode() == sent
     assert any("edited" in note for note in report.notes)
 
 
@@ -186,7 +192,8 @@ def test_pefts_untouched_template_gives_way_to_a_card_that_claims_nothing(tmp_pa
     )
     assert edited != template
     (adapter / "README.md").write_text(edited)
-    assert push(settings(adapter, base_id="org/base", dry_run=True)).card == edited
+    sent = push(settings(adapter, base_id="org/base", dry_run=True)).card
+    assert sent == edited.replace("---\n", "---\nlicense: mit\n", 1)
 
 
 def test_a_folder_is_not_replaced_while_it_is_sent(merged: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
