@@ -83,7 +83,7 @@ def _entries(argument: str, *, is_model: bool) -> Iterator[JsonObject]:
 
 def _hashes(path: Path) -> JsonObject:
     weights = fingerprint(path) if (path / "config.json").is_file() and not _is_small(path) else None
-    return {"sha256": digest(path)} if weights is None else {"weights": weights, "files": companion_digest(path)}
+    return {"sha256": digest(path)} if weights is None else {"weights": weights, "companions": companion_digest(path)}
 
 
 def _is_small(folder: Path) -> bool:
