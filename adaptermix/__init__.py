@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .commands.functions import merge as merge
     from .commands.recipes import run_recipe as run_recipe
     from .commands.table import *  # noqa: F403  (the types of the functions)
+    from .commands.verify import Verification as Verification
     from .errors import AdapterMixError as AdapterMixError
     from .evaluation import Evaluation as Evaluation
     from .evaluation import Retrieval as Retrieval
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from .options import SpectrumSettings as SpectrumSettings
     from .options import StatisticsSettings as StatisticsSettings
     from .options import TaskSettings as TaskSettings
+    from .options import VerifySettings as VerifySettings
     from .tuning import Tuning as Tuning
     from .tuning import tune as tune
     from .weight_search import SearchResult as SearchResult
@@ -60,6 +62,7 @@ _HOMES = {
     "baking": ("BakeReport",),
     "commands.functions": ("merge",),
     "commands.recipes": ("run_recipe",),
+    "commands.verify": ("Verification",),
     "errors": ("AdapterMixError",),
     "evaluation": ("Evaluation", "Retrieval", "Systems"),
     "merge_statistics": ("StatisticsReport",),

@@ -155,6 +155,7 @@ def test_what_a_recipe_recognises_a_finished_step_by() -> None:
     assert {name for name, names in main.items() if not names} == {
         *("CompareSettings", "InspectSettings", "MethodsSettings", "PlaceSettings", "PushSettings"),
         *("RetrieveSettings", "RunSettings", "SpectrumSettings", "Settings", "Placed", "GenerationSettings"),
+        "VerifySettings",
     }
 
 

@@ -330,7 +330,7 @@ def click_command(record: Command) -> click.Command:
     schema = record.schema()
     fields = schema.model_fields
 
-    def callback(*, as_json: bool, quiet: bool, **values: object) -> None:
+    def callback(*, as_json: bool, quiet: bool, **values: object) -> int | None:
         fields_set = {name: _value(value, fields[name]) for name, value in values.items() if value not in (None, ())}
         ctx = click.get_current_context()
         with _as_typed(fields, ctx):
@@ -342,10 +342,11 @@ def click_command(record: Command) -> click.Command:
             show = load(f"cli.{record.show}")
             if record.run is None:
                 show(settings, console)
-                return
+                return None
             report = record.call(settings, watch=console.watch)
-            show(report, settings, console)
+            code: int | None = show(report, settings, console)
             console.document(document_of(report))
+            return code
 
     return VariadicCommand(
         record.name,

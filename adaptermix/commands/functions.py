@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from ..errors import PlanError, UsageError, code_of, codes_of, near_or_known
 from ..progress import SILENT, Watcher
 from .record import Command, load
+from .table import COMMANDS
 
 if TYPE_CHECKING:
     from ..merging import MergeReport
@@ -47,7 +48,9 @@ def function_of(record: Command) -> Callable[..., Any]:
             return record.report(arguments[0], watch=watch, **more)
         if record.takes_fields:
             _check_call(run, schema, arguments, options)
-            return run(*arguments, watch=watch, **options)
+            given = dict(zip(signature(run).parameters, arguments, strict=False)) | options
+            with record.recorded(lambda: _settings(schema, given)):
+                return run(*arguments, watch=watch, **options)
         if len(arguments) > len(positional):
             raise UsageError(
                 f"at most {len(positional)} positional arguments can be given ({', '.join(positional) or 'none'}), "
@@ -136,7 +139,8 @@ def merge(adapters: Any, *, watch: Watcher = SILENT, **options: Any) -> Any:
     from ..options.roles import Role, marked
 
     if isinstance(adapters, MergeSettings):
-        return merge_with_settings(adapters, watch=watch)
+        with COMMANDS["merge"].recorded(lambda: adapters):
+            return merge_with_settings(adapters, watch=watch)
     if isinstance(adapters, str | os.PathLike):
         folder = os.fspath(adapters)
         raise UsageError(
@@ -146,14 +150,18 @@ def merge(adapters: Any, *, watch: Watcher = SILENT, **options: Any) -> Any:
     _check_names(options, [*MergeSettings.model_fields, "shard_size", *MergeKeywords.__annotations__, "learned"])
     if "weights" not in options:
         raise UsageError("weights must be given, one per adapter, such as weights=[0.9, 0.1].", code="merge.no-weights")
-    if marked(MergeSettings, Role.LEARNING) & set(options) or _learns(options):
-        if options.get("out") is None:
-            raise PlanError("a merge that learns its weights needs a folder to write: give out.", code="merge.no-out")
-    elif not any(is_checkpoint(path) or stack_folder(str(path)) for path in adapters):
-        return merge_adapters(adapters, watch=watch, **options)
-    elif all(map(is_checkpoint, adapters)) and _of_checkpoints(options):
-        return _merge_checkpoints(adapters, watch=watch, **options)
-    return merge_with_settings(_settings(MergeSettings, {"adapters": list(adapters), **options}), watch=watch)
+    is_learned = bool(marked(MergeSettings, Role.LEARNING) & set(options)) or _learns(options)
+    if is_learned and options.get("out") is None:
+        raise PlanError("a merge that learns its weights needs a folder to write: give out.", code="merge.no-out")
+    fields = {"adapters": list(adapters)} | {name: value for name, value in options.items() if value is not None}
+    if isinstance(options["weights"], int | float):
+        fields["weights"] = [options["weights"]]
+    with COMMANDS["merge"].recorded(lambda: _settings(MergeSettings, fields)):
+        if not is_learned and not any(is_checkpoint(path) or stack_folder(str(path)) for path in adapters):
+            return merge_adapters(adapters, watch=watch, **options)
+        if not is_learned and all(map(is_checkpoint, adapters)) and _of_checkpoints(options):
+            return _merge_checkpoints(adapters, watch=watch, **options)
+        return merge_with_settings(_settings(MergeSettings, {"adapters": list(adapters), **options}), watch=watch)
 
 
 def _of_checkpoints(options: Mapping[str, object]) -> bool:

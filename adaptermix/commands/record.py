@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
@@ -79,10 +81,18 @@ class Command:
             AdapterMixError: the work could not be done.
         """
         run = load(self.run or "")
-        report: Report | JsonObject = (
-            run(**settings.model_dump(), watch=watch) if self.takes_fields else run(settings, watch=watch, **more)
-        )
+        with self.recorded(lambda: settings):
+            report: Report | JsonObject = (
+                run(**settings.model_dump(), watch=watch) if self.takes_fields else run(settings, watch=watch, **more)
+            )
         return report
+
+    def recorded(self, settings: Callable[[], Settings]) -> AbstractContextManager[None]:
+        """Let the manifests that a block writes record this command and its options; see `requested`."""
+        from .request import is_recorded, requested  # imports pydantic, which --help does without
+
+        can_repeat = self.in_recipes and is_recorded(self.schema())
+        return requested(self.name, settings) if can_repeat else nullcontext()
 
 
 def load(name: str) -> Any:

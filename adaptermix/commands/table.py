@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..publish.hub import PushReport
     from ..training.report import TrainReport
     from .signature import typed
+    from .verify import Verification
 
     bake = typed(options.BakeSettings, baking.BakeReport)
     compare_systems = typed(options.CompareSettings, evaluation.Systems)
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     train_joint = typed(options.JointSettings, TrainReport)
     train_stack = typed(options.StackSettings, TrainReport)
     train_task = typed(options.TaskSettings, TrainReport)
+    verify = typed(options.VerifySettings, Verification)
 
 _ALL = (
     Command(
@@ -251,6 +253,19 @@ _ALL = (
         notes="Every module gets one rank and scale 1, since these engines ignore rank_pattern and alpha_pattern. An "
         "adapter with parts that the engine cannot serve is refused; see docs/serving.md.\n\n"
         "Example: adaptermix export merged --for vllm --out merged-vllm",
+    ),
+    Command(
+        name="verify",
+        summary="Rebuild an output from its manifest, and compare.",
+        options="VerifySettings",
+        function="verify",
+        run="commands.verify:verify",
+        show="show_verify:show",
+        in_recipes=False,
+        notes="The manifest records the command, its options, and hashes of its inputs. The output is rebuilt in a "
+        "temporary folder (TMPDIR). Exit code 0: the same; 1: different, or not to be rebuilt.\n\n"
+        "Example: adaptermix verify merged\n\n"
+        "Example: adaptermix verify merged --inputs   (only hash the inputs)",
     ),
     Command(
         name="push",

@@ -21,6 +21,7 @@ from .tools import (
     RunSettings,
     SpectrumSettings,
     TuneSettings,
+    VerifySettings,
 )
 from .training import TaskOptions, TaskSettings, TrainingSettings
 
@@ -58,5 +59,6 @@ __all__ = [
     "TaskSettings",
     "TrainingSettings",
     "TuneSettings",
+    "VerifySettings",
     "Written",
 ]

@@ -50,6 +50,27 @@ class ExportSettings(Written):
     dtype: StorageDtype = Field("float32", description="storage dtype of the factors")
 
 
+class VerifySettings(Settings):
+    """Rebuild an output from its manifest, and compare the two."""
+
+    output: Annotated[str, Reads(OTHER), Argument("DIR")] = Field(
+        description="output folder of adaptermix, or a file of `adaptermix statistics`"
+    )
+    inputs: bool = Field(False, description="only hash the inputs again, and name those that changed or are missing")
+    tolerance: float | None = Field(
+        None,
+        ge=0,
+        description="largest relative difference of a module's delta that counts as the same; default 0 (the same "
+        "bytes) on a CPU, 0.001 on a GPU",
+    )
+    device: Annotated[Device | None, Role.MACHINE] = Field(
+        None, description="where to rebuild: auto, cpu, cuda or cuda:N; default as in the request"
+    )
+    moved: Annotated[dict[str, str], Flag(metavar="OLD=NEW...")] = Field(
+        {}, description="inputs that moved: the old path as in the request, or a folder of it, and the new one"
+    )
+
+
 class InspectSettings(Settings):
     """Look into adapters: norms, ranks and shares per layer and module; how every two of them interfere."""
 

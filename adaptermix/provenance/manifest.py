@@ -6,8 +6,9 @@ It contains no time and no host name, so that repeating the work gives the same 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,6 +27,8 @@ _ROLES = ("data", "dev", "calibration", "tested")
 """Entries that list data files."""
 SEEN = ("data", "dev", "calibration")
 """Entries whose files influenced a result: used for training, selection or fitting."""
+REQUEST: ContextVar[Callable[[], JsonObject | None] | None] = ContextVar("request", default=None)
+"""Returns the entry `request` of manifests that are made now: the command that runs, its options and its inputs."""
 _PACKAGES = ("adaptermix", "torch", "transformers", "peft", "safetensors")
 
 
@@ -49,7 +52,9 @@ def manifest(kind: str, *, plan: Mapping[str, object], base: Mapping[str, object
         base: `id`, `revision` and `fingerprint` of the base model.
         more: Further entries; those that are None are left out.
     """
+    request = REQUEST.get()
     entries = {"kind": kind, "plan": plan, "base": base, "versions": versions(), **more}
+    entries["request"] = request() if request else None
     return {key: value for key, value in entries.items() if value is not None}
 
 

@@ -33,6 +33,8 @@ RULES: Mapping[str, frozenset[str]] = {
     "<time>": frozenset({"seconds", "seconds_per_step", "tokens_per_second"}),
     # The card has versions in it, and is compared itself.
     "<hash of the card>": frozenset({"card_sha256"}),
+    # The configuration and the tokenizer of a model name the version of transformers that wrote them.
+    "<hash of companions>": frozenset({"companions"}),
 }
 """Entries of JSON documents that differ between runs, and what the snapshot has instead.
 
