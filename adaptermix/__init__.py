@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .commands.functions import merge as merge
     from .commands.recipes import run_recipe as run_recipe
     from .commands.table import *  # noqa: F403  (the types of the functions)
-    from .commands.verify import Verification as Verification
+    from .commands.verification import Verification as Verification
     from .errors import AdapterMixError as AdapterMixError
     from .evaluation import Evaluation as Evaluation
     from .evaluation import Retrieval as Retrieval

@@ -195,7 +195,7 @@ def test_every_setting_of_text_is_an_input_an_output_or_a_plain_value(command: s
             "to",
         ),
         *("layer", "mixup_layer", "source_tag", "saved", "prompt", "names", "pair_rows"),
-        *("metric", "scorer", "base_id", "encoder_id"),
+        *("metric", "scorer", "base_id", "encoder_id", "license", "tag"),
     }
     plain |= {*marks_of(STEPS[command], OneOf)}  # names in a registry
     paths = {*marks_of(STEPS[command], Reads), *marks_of(STEPS[command], Writes)}

@@ -11,6 +11,7 @@ from ..errors import PlanError
 from ..io.files import check_not_input, check_output, whole_folder
 from ..io.fingerprints import fingerprint
 from ..merging.merge_adapters import check_trained_on
+from ..merging.on_model import refuse_own_adapter
 from ..models.base import fingerprint_of
 from ..models.stack import ADAPTER, PARTS, Part, StackForm, stack_folder
 from ..models.stack_parts import check_found, check_parts
@@ -58,6 +59,7 @@ def _bake_stack(folder: Path, settings: BakeSettings, watch: Watcher) -> BakeRep
     tasks = open_adapters(settings.adapter) if settings.adapter else []
     if not settings.allow_base_mismatch:
         check_trained_on(tasks, fingerprint(folder), settings.base)
+    refuse_own_adapter(settings.base, tasks)
     first = [str(folder / ADAPTER)] if form.lora else []
     # Adapters of the stack name the stack as their base, which was compared above.
     more = {"base": form.base.id, "adapter": first + settings.adapter, "allow_base_mismatch": True}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .console import Console
 
 if TYPE_CHECKING:
-    from ..commands.verify import Verification
+    from ..commands.verification import Verification
     from ..options import VerifySettings
 
 _MOST = 20

@@ -48,8 +48,8 @@ def function_of(record: Command) -> Callable[..., Any]:
             return record.report(arguments[0], watch=watch, **more)
         if record.takes_fields:
             _check_call(run, schema, arguments, options)
-            given = dict(zip(signature(run).parameters, arguments, strict=False)) | options
-            with record.recorded(lambda: _settings(schema, given)):
+            fields = dict(zip(signature(run).parameters, arguments, strict=False)) | options
+            with record.recorded(lambda: _settings(schema, fields)):
                 return run(*arguments, watch=watch, **options)
         if len(arguments) > len(positional):
             raise UsageError(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..publish.hub import PushReport
     from ..training.report import TrainReport
     from .signature import typed
-    from .verify import Verification
+    from .verification import Verification
 
     bake = typed(options.BakeSettings, baking.BakeReport)
     compare_systems = typed(options.CompareSettings, evaluation.Systems)

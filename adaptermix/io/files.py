@@ -380,7 +380,7 @@ def write_whole(path: Path, content: bytes) -> None:
             file.write(content)
         return
     handle, temporary = open_temporary(path, hidden_path(path, "file"))
-    with os.fdopen(handle, "wb") as file:  # Open, and so locked, until the file is in its place.
+    with os.fdopen(handle, "wb") as file:  # Open, and so locked, until the file has its name.
         try:
             file.write(content)
             file.flush()

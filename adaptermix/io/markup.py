@@ -42,7 +42,7 @@ def markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, name
     Args:
         titles: Titles of the columns; they are escaped.
         rows: Cells.
-        names: Number of leading columns with names, which are escaped. Other cells stay as they are.
+        names: Number of leading columns with names, which are escaped. Other cells are not changed.
     """
     body = [[*map(as_markdown, row[:names]), *row[names:]] for row in rows]
     lines = [[*map(as_markdown, titles)], ["---"] * len(titles), *body]

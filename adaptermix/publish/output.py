@@ -43,7 +43,7 @@ def size_notes(size: int, base: Path | None) -> tuple[str, ...]:
 
     Args:
         size: Bytes of the adapter.
-        base: Folder of the base model, if it is known; of a stack nothing is said.
+        base: Folder of the base model, if it is known; a stack gets no warning.
     """
     # the weights next to a stack.json are its projection only, so a share of them says nothing
     whole = 0 if base is None or (base / "stack.json").is_file() else weight_bytes(base)

@@ -137,6 +137,13 @@ def test_a_stack_is_not_baked_into_4_bits(home: Path, tmp_path: Path, options: d
         bake(BakeSettings(base=str(home / "runs" / "stack"), out=str(tmp_path / "out"), **options))
 
 
+def test_the_adapter_of_a_stack_is_not_baked_twice(home: Path, tmp_path: Path) -> None:
+    stack = home / "runs" / "stack"
+    own = {"base": str(stack), "adapter": [str(stack / "adapter")], "allow_base_mismatch": True}
+    with refuses("stack.own-adapter"):
+        bake(BakeSettings(**own, out=str(tmp_path / "out")))
+
+
 def test_a_model_is_not_baked_without_an_adapter(causal: Path, tmp_path: Path) -> None:
     with refuses("bake.no-adapter"):
         bake(BakeSettings(base=str(causal), out=str(tmp_path / "out")))
