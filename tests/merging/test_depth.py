@@ -16,11 +16,16 @@ from ..factories import write_lora
 
 ROOT = str(Path(adaptermix.__file__).parent)
 MOST = 12
+RECORD = "commands/request.py"
 Q = "model.layers.0.self_attn.q_proj"
 
 
 def deepest(work: Callable[[], object], leave_out: tuple[str, ...] = ()) -> list[str]:
-    """Return the longest stack of frames of the package that a piece of work has at any time."""
+    """Return the longest stack of frames of the package that a piece of work has at any time.
+
+    Two things are not counted: imports on first use, and the record of command and inputs for `verify`, which is made
+    after the merge and hashes files.
+    """
     longest: list[str] = []
 
     def look(frame: FrameType, event: str, _: object) -> None:
@@ -33,7 +38,8 @@ def deepest(work: Callable[[], object], leave_out: tuple[str, ...] = ()) -> list
             if at.f_code.co_filename.startswith(ROOT) and not name.startswith(leave_out):
                 stack.append(f"{name}:{at.f_code.co_name}")
             at = at.f_back
-        longest = max(longest, stack, key=len)
+        if not any(name.startswith(RECORD) or name.endswith(":<module>") for name in stack):
+            longest = max(longest, stack, key=len)
 
     before = sys.getprofile()
     sys.setprofile(look)
