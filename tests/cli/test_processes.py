@@ -90,7 +90,7 @@ def test_a_merge_loads_neither_transformers_nor_peft_and_works_from_any_folder(t
     code = (
         "import sys\nfrom adaptermix.cli import main\ntry:\n"
         "    main(['merge', 'task', 'align', '--weights', '-0.5,1', '--out', 'm', '--json'])\nexcept SystemExit as e:\n"
-        "    print([e.code, [n for n in ('transformers', 'peft') if n in sys.modules]])"
+        "    print([e.code, [n for n in ('transformers', 'peft', 'huggingface_hub') if n in sys.modules]])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=True, cwd=tmp_path

@@ -10,6 +10,7 @@ import yaml
 from huggingface_hub import ModelCardData
 
 from adaptermix.publish.card import card, hub_id
+from adaptermix.publish.header import header as header_text
 
 SCORES = {
     "task": "slots",
@@ -36,6 +37,14 @@ def header(text: str) -> dict[str, Any]:
     _, front, _ = text.split("---\n", 2)
     found: dict[str, Any] = yaml.safe_load(front)
     return found
+
+
+def test_a_header_without_scores_is_that_of_the_hubs_class() -> None:
+    document = {"kind": "merge", "languages": {"supervised": ["de", "zh-Hant"]}, "versions": {"adaptermix": "1"}}
+    for base in ("org/name", None):
+        text = header_text(document, name="m", base=base)
+        assert text == f"{ModelCardData(**yaml.safe_load(text)).to_yaml()}\n"
+        assert yaml.safe_load(text).get("base_model") == base
 
 
 def test_the_header_is_yaml_that_the_hub_reads() -> None:
