@@ -41,10 +41,3 @@ def test_public_names_say_what_they_are(name: str) -> None:
     documented = inspect.getdoc(getattr(adaptermix, name))
     assert documented
     assert documented.splitlines()[0].endswith((".", "?"))
-
-
-def test_the_readme_names_every_command() -> None:
-    from adaptermix.cli import COMMANDS
-
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert [command for command in COMMANDS if f"adaptermix {command}" not in readme] == []

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("algebra", "methods", "adapters", "tasks", "training", "fusion", "testing", "merging")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MODULES = {name: importlib.import_module(name) for name in ("adaptermix", *(f"adaptermix.{room}" for room in ROOMS))}
 PUBLIC = {f"{module}.{name}": getattr(value, name) for module, value in MODULES.items() for name in value.__all__}
 

@@ -22,7 +22,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "adaptermix"
 LIMITS = Path(__file__).with_name("words.json")
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PUBLIC_NAMES = {"places", "beside"}
 """Options and keyword arguments of public functions, which are fields of classes: their names stay."""
 MIN_SPACES = 2

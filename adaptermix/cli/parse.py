@@ -325,19 +325,30 @@ def _as_typed(fields: Mapping[str, FieldInfo], ctx: click.Context) -> Iterator[N
         raise click.UsageError(named(error), ctx) from error
 
 
+def settings_of(schema: type[Settings], values: Mapping[str, object], ctx: click.Context) -> Settings:
+    """Return the options of a command from the values that click has parsed.
+
+    Raises:
+        click.UsageError: a value is wrong, or two values contradict each other.
+    """
+    fields = schema.model_fields
+    try:
+        return schema(
+            **{name: _value(value, fields[name]) for name, value in values.items() if value not in (None, ())}
+        )
+    except ValidationError as error:
+        raise click.UsageError(explain(error, schema), ctx) from error
+
+
 def click_command(record: Command) -> click.Command:
     """Return the command of a record, with an option for each field of its class of options."""
     schema = record.schema()
     fields = schema.model_fields
 
     def callback(*, as_json: bool, quiet: bool, **values: object) -> int | None:
-        fields_set = {name: _value(value, fields[name]) for name, value in values.items() if value not in (None, ())}
         ctx = click.get_current_context()
         with _as_typed(fields, ctx):
-            try:
-                settings = schema(**fields_set)
-            except ValidationError as error:
-                raise click.UsageError(explain(error, schema), ctx) from error
+            settings = settings_of(schema, values, ctx)
             console = Console(as_json=as_json, quiet=quiet)
             show = load(f"cli.{record.show}")
             if record.run is None:

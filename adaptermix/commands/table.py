@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 _ALL = (
     Command(
         name="train-align",
-        summary="Train a stand-alone alignment LoRA: contrastive, at a middle layer.",
+        summary="Train a stand-alone alignment LoRA at a middle layer.",
         options="AlignSettings",
         makes="an alignment LoRA: it draws translations together in a middle layer",
         function="train_align",
@@ -293,7 +293,7 @@ _ALL = (
         run="demo.run:run_demo",
         show="show_demo:show",
         in_recipes=False,
-        notes="Example: adaptermix demo --out demo-out. Stopped with Ctrl-C, the same command continues.",
+        notes="Example: adaptermix demo --out demo-out   (the same command continues after Ctrl-C)",
     ),
     Command(
         name="demo-inputs",
