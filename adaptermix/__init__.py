@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .commands.verification import Verification as Verification
     from .errors import AdapterMixError as AdapterMixError
     from .evaluation import Evaluation as Evaluation
+    from .evaluation import Prediction as Prediction
     from .evaluation import Retrieval as Retrieval
     from .evaluation import Systems as Systems
     from .merge_statistics import StatisticsReport as StatisticsReport
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from .options import InspectSettings as InspectSettings
     from .options import JointSettings as JointSettings
     from .options import MergeSettings as MergeSettings
+    from .options import PredictSettings as PredictSettings
     from .options import PushSettings as PushSettings
     from .options import RetrieveSettings as RetrieveSettings
     from .options import SearchSettings as SearchSettings
@@ -64,7 +66,7 @@ _HOMES = {
     "commands.recipes": ("run_recipe",),
     "commands.verify": ("Verification",),
     "errors": ("AdapterMixError",),
-    "evaluation": ("Evaluation", "Retrieval", "Systems"),
+    "evaluation": ("Evaluation", "Prediction", "Retrieval", "Systems"),
     "merge_statistics": ("StatisticsReport",),
     "merging": ("MergeReport",),
     "merging.extract_report": ("ExtractReport",),

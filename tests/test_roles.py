@@ -31,7 +31,19 @@ COMMANDS = [
     if isinstance(found, type) and issubclass(found, Settings) and not found.__name__.endswith("Options")
 ]
 # Lists of texts that are not files. A new list must be added here, or say what its files are read for.
-NO_FILES = {"groups", "to", "include", "exclude", "layers", "modules", "targets", "names", "aligned", "supervised"}
+NO_FILES = {
+    "groups",
+    "to",
+    "include",
+    "exclude",
+    "layers",
+    "modules",
+    "targets",
+    "names",
+    "aligned",
+    "supervised",
+    "inputs",
+}
 READERS = {
     "read",
     "read_pairs",
@@ -156,6 +168,7 @@ def test_what_a_recipe_recognises_a_finished_step_by() -> None:
         *("CompareSettings", "InspectSettings", "MethodsSettings", "PlaceSettings", "PushSettings"),
         *("RetrieveSettings", "RunSettings", "SpectrumSettings", "Settings", "Placed", "GenerationSettings"),
         "VerifySettings",
+        "PredictSettings",
     }
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from .console import Console
 
 if TYPE_CHECKING:
-    from ..evaluation import Comparison, Evaluation, Retrieval, Systems
+    from ..evaluation import Comparison, Evaluation, Prediction, Retrieval, Systems
     from ..evaluation.score import Score
-    from ..options import CompareSettings, EvaluateSettings, RetrieveSettings
+    from ..options import CompareSettings, EvaluateSettings, PredictSettings, RetrieveSettings
 
 
 def show_evaluation(result: Evaluation, settings: EvaluateSettings, console: Console) -> None:
@@ -55,6 +55,12 @@ def _show_against(result: Comparison, console: Console) -> None:
 def _say_without_split(split: str | None, console: Console) -> None:
     if split is None:
         console.say("  note: rows are recorded only with --split; --split test keeps these rows out of later training.")
+
+
+def show_prediction(result: Prediction, _settings: PredictSettings, console: Console) -> None:
+    """Show a row per text and a column per system."""
+    rows = [[text, *answers] for text, *answers in zip(result.texts, *result.answers.values(), strict=True)]
+    console.table(["text", *result.answers], rows)
 
 
 def show_comparison(result: Systems, settings: CompareSettings, console: Console) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     export = typed(options.ExportSettings, ExportReport)
     extract = typed(options.ExtractSettings, ExtractReport)
     inspect = typed(options.InspectSettings, analysis.Inspection)
+    predict = typed(options.PredictSettings, evaluation.Prediction)
     push = typed(options.PushSettings, PushReport)
     retrieve = typed(options.RetrieveSettings, evaluation.Retrieval)
     search = typed(options.SearchSettings, weight_search.SearchResult)
@@ -191,6 +192,16 @@ _ALL = (
         show="show_scores:show_evaluation",
         notes="Example: adaptermix evaluate --base MODEL --adapter task --task slots --data de.test.conll "
         "nl.test.conll",
+    ),
+    Command(
+        name="predict",
+        summary="Show the answers of adapters to your own texts, side by side.",
+        options="PredictSettings",
+        function="predict",
+        run="evaluation.predict:predict",
+        show="show_scores:show_prediction",
+        in_recipes=False,
+        notes="Example: adaptermix predict 'wake me at six' 'is it cold' --base MODEL --adapter task merged",
     ),
     Command(
         name="compare",

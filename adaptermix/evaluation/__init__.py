@@ -1,6 +1,7 @@
 """Scores per language, and translation retrieval per layer."""
 
 from .compare import Systems, compare_systems
+from .predict import Prediction
 from .retrieval import retrieve
 from .retrieval_report import Retrieval
 from .run import Comparison, Evaluation, evaluate
@@ -9,6 +10,7 @@ from .score import Score, mean_score, paired_difference
 __all__ = [
     "Comparison",
     "Evaluation",
+    "Prediction",
     "Retrieval",
     "Score",
     "Systems",

@@ -6,7 +6,7 @@ Importing this module costs no torch, so `adaptermix --help` stays fast. A field
 from .alignment import AlignOptions, AlignSettings, JointSettings
 from .baking import BakeSettings
 from .base import TASK, GenerationSettings, LoadOptions, Placed, Settings, Written
-from .evaluation import CompareSettings, EvaluateSettings, RetrieveSettings
+from .evaluation import CompareSettings, EvaluateSettings, PredictSettings, RetrieveSettings
 from .fields import Dtype, Layer
 from .fusion import FusionSettings
 from .merging import ExtractSettings, MergeSettings, MethodsSettings, PlaceSettings, SearchSettings
@@ -47,6 +47,7 @@ __all__ = [
     "MethodsSettings",
     "PlaceSettings",
     "Placed",
+    "PredictSettings",
     "PushSettings",
     "RetrieveSettings",
     "RunSettings",

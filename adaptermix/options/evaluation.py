@@ -48,6 +48,29 @@ class EvaluateSettings(GenerationSettings, Scored):
     overwrite: Annotated[bool, Role.HANDLING] = Field(False, description="replace an existing file of answers")
 
 
+class PredictSettings(GenerationSettings):
+    """Show the answers of adapters to texts of your own, side by side."""
+
+    inputs: Annotated[list[str], Argument("TEXT...")] = Field(
+        [],
+        description="texts; for tasks with several fields a JSON object each, such as {"
+        '"premise": ..., "hypothesis": ...}',
+    )
+    base: Annotated[str, Reads(MODEL)] = Field(description=BASE)
+    adapter: Annotated[list[str], Reads(ADAPTER)] = Field(
+        [], description="adapter folders, and 'base' for the base model alone; default the base model"
+    )
+    task: str | None = Field(None, description=f"{TASK}; default: the one that the first adapter was trained for")
+    language: str = Field("en", description="language of the texts, for translate a pair such as de-en")
+    file: Annotated[str | None, Reads(OTHER)] = Field(None, description="file with a text in each line")
+
+    @model_validator(mode="after")
+    def _check_texts(self) -> PredictSettings:
+        if bool(self.inputs) == bool(self.file):
+            raise InvalidValueError("give either TEXT... or --file FILE", code="predict.texts")
+        return self
+
+
 class CompareSettings(Scored):
     """Compare systems, each with one run per seed: scores, differences, share of a gap that is closed."""
 

@@ -11,6 +11,7 @@ from typing import Any, Generic, Protocol, runtime_checkable
 from typing_extensions import TypeVar
 
 from ..errors import UsageError
+from ..io.json_types import JsonValue
 from ..io.registry import Registry
 from ..options import registries
 from .data.files import DataFile, find_files
@@ -93,6 +94,10 @@ class BaseTask(ABC, Generic[B]):
     one_line = True
     is_open = False
     no_answer: str | None = None
+    text_field: str | None = None
+    """JSONL field of a row's only text; None if a row has several texts."""
+    blank: Mapping[str, JsonValue] | None = None
+    """Fields of JSONL that stand for the answer in a row without an answer; None if rows need one."""
 
     def files(self, arguments: Sequence[str]) -> list[DataFile]:
         """Return the files of `FILE` arguments."""

@@ -223,6 +223,7 @@ class Choice(BaseTask[ChoiceRow]):
     """
 
     name = "choice"
+    blank = {"answer": 0}
     templates = table(
         Template(name="plain", prompt="{text}\nAnswer:", lead=" "),
         Template(name="continue", prompt="{beginning}", lead=" ", answers="endings"),

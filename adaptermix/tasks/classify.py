@@ -60,6 +60,8 @@ class Classify(FreelyLabelledTask[ClassifyRow]):
     """
 
     name = "classify"
+    text_field = "text"
+    blank = {"label": "-"}
     row = ClassifyRow
     columns = {
         "text": ("text", "sentence", "tweet", "review", "utterance"),

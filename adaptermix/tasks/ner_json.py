@@ -333,6 +333,8 @@ class NerJson(TaggedTask[NerRow]):
     """
 
     name = "ner-json"
+    text_field = "text"
+    blank = {"entities": []}
     row = NerRow
     one_line = False  # chat models often write JSON on several lines
     no_answer = format_entities([])

@@ -41,6 +41,7 @@ class Nli(LabelledTask[NliRow]):
     """
 
     name = "nli"
+    blank = {"label": "neutral"}
     row = NliRow
     columns = {
         "premise": ("premise", "sentence1"),

@@ -55,6 +55,7 @@ class Pairs(FreelyLabelledTask[PairRow]):
     """
 
     name = "pairs"
+    blank = {"label": "-"}
     row = PairRow
     columns = {
         "first": ("sentence1", "text1", "first", "question", "query", "premise"),

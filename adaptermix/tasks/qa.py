@@ -256,6 +256,7 @@ class Qa(BaseTask[QaRow]):
     """
 
     name = "qa"
+    blank = {"answers": []}
     no_answer = UNANSWERABLE
     scorers = tuple(_SCORERS)
     templates = table(

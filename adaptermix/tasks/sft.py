@@ -149,6 +149,8 @@ class Sft(BaseTask[SftRow]):
     """
 
     name = "sft"
+    text_field = "prompt"
+    blank = {"answer": "-"}
     one_line = False
     is_open = True
     templates = table(

@@ -279,6 +279,8 @@ class Slots(TaggedTask[SlotRow]):
     """
 
     name = "slots"
+    text_field = "text"
+    blank = {"slots": []}
     row = SlotRow
     no_answer = NO_SLOTS
     scorers = tuple(_SCORERS)

@@ -205,6 +205,8 @@ class Translate:
     """
 
     name = "translate"
+    text_field = "source"
+    blank = {"target": "-"}
     one_line = True
     is_open = False
     templates = table(
