@@ -20,6 +20,11 @@ from .base_files import check_base_files, unreachable
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _FETCHED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", "NOTICE*"]
+_OTHER_FOLDERS = {
+    "stack.json": " It is a stack: give its model on top, or bake the stack first.",
+    "adapter_config.json": " It is an adapter: give its base model, or bake the adapter first.",
+}
+"""Files by which folders that have no weights of a whole model are recognised, and the advice for each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,8 +144,9 @@ def _files(folder: Path) -> list[str]:
         return files
     if (folder / SINGLE).is_file():
         return [SINGLE]
+    hint = next((hint for file, hint in _OTHER_FOLDERS.items() if (folder / file).is_file()), "")
     raise ModelError(
-        f"a checkpoint must be a folder with {SINGLE} or {INDEX}, and {folder} has neither.",
+        f"a checkpoint must be a folder with {SINGLE} or {INDEX}, and {folder} has neither.{hint}",
         code="checkpoint.no-weights",
     )
 

@@ -307,6 +307,12 @@ def _mount(
     check_parts(folder, form, {name: fingerprint_of(getattr(form, name).id) for name in PARTS})
     if form.generates:
         mixed = mount_mixed(body, encoder, below, augments=form.mode == "augment")
+        if mixed.offset != form.offset:
+            raise ModelError(
+                f"the stack {folder} was trained with {form.offset} embeddings of its model on top, and "
+                f"{form.base.id!r} has {mixed.offset}. Restore that model, or train the stack again.",
+                code="stack.changed",
+            )
         load_projection(folder, embedding_of(body))
         return mixed
     load_projection(folder, mount(body, encoder, tokenizer))

@@ -12,12 +12,35 @@ from safetensors.torch import load_file
 
 from ..errors import ModelError
 from .encoders import encoder_class
+from .kinds import is_causal
 from .pretrained import load_config, load_model, load_tokenizer
-from .stack import PARTS, PROJECTION, STACK, Part, Projected, StackForm
+from .stack import PARTS, PROJECTION, STACK, Part, Projected, StackForm, stack_folder
 from .stack_paths import is_local
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+def encoder_config(reference: str) -> PretrainedConfig:
+    """Return the configuration of a model that can be the encoder of a stack.
+
+    Raises:
+        ModelError: there is no such model, it is a language model, or it is a stack.
+    """
+    if stack_folder(reference):
+        raise ModelError(
+            f"the encoder of a stack must be a plain encoder, and {reference!r} is a stack. Give its encoder.",
+            code="stack.encoder-kind",
+        )
+    config = load_config(reference, what="encoder")
+    if is_causal(config):
+        raise ModelError(
+            f"the encoder of a stack must see whole sentences at each token, and {reference!r} is a language model, "
+            "whose tokens see only those before them. Give an encoder, such as multilingual E5, or an encoder-decoder, "
+            "such as NLLB.",
+            code="stack.encoder-kind",
+        )
+    return config
 
 
 def load_encoder(
@@ -26,10 +49,11 @@ def load_encoder(
     """Load the encoder of a stack, or the encoder half of an encoder-decoder, with its tokenizer.
 
     Raises:
-        ModelError: there is no such model.
+        ModelError: there is no such model, it is a language model, or it is a stack.
     """
     what = "encoder"
-    model = load_model(reference, encoder_class(load_config(reference, what=what)), what=what, dtype=dtype)
+    config = encoder_config(reference)
+    model = load_model(reference, encoder_class(config), what=what, dtype=dtype)
     return model.to(device).eval().requires_grad_(False), load_tokenizer(reference, what=what)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, ClassVar, Literal, TypedDict
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, TypedDict, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
@@ -26,6 +27,18 @@ class Settings(BaseModel):
     is_long: ClassVar[bool] = False
     """Whether --help shows options in panels, and only the common ones."""
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: object, info: ValidationInfo) -> object:
+        """Return paths as text, and a single value of a list as a list."""
+        if isinstance(value, Path):
+            value = str(value)
+        elif isinstance(value, list | tuple):
+            value = [str(item) if isinstance(item, Path) else item for item in value]
+        field = cls.model_fields[str(info.field_name)]
+        is_single = isinstance(value, str | int | float) and not isinstance(value, bool)
+        return [value] if is_single and _is_list(field.annotation) else value
+
     @field_validator("*")
     @classmethod
     def _check_text(cls, value: object, info: ValidationInfo) -> object:
@@ -43,6 +56,12 @@ class Settings(BaseModel):
         """Return which of these options do not have their default value, in the order of the names."""
         fields = type(self).model_fields
         return [name for name in names if getattr(self, name) != fields[name].default]
+
+
+def _is_list(annotation: object) -> bool:
+    """Return whether values of a field are lists, or lists or None."""
+    members = [member for member in get_args(annotation) if member is not type(None)]
+    return get_origin(annotation) is list or (len(members) == 1 and get_origin(members[0]) is list)
 
 
 def refuse(*faults: tuple[bool, str]) -> None:

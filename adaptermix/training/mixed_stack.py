@@ -18,7 +18,7 @@ from ..models.eval_mode import train_loras_only
 from ..models.mixed_rows import MixedEmbeddings, mount_mixed
 from ..models.pretrained import load_config
 from ..models.stack import StackForm, embedding_of, stack_folder
-from ..models.stack_parts import load_encoder
+from ..models.stack_parts import encoder_config, load_encoder
 from ..options import StackSettings
 from ..provenance import manifest
 from ..tasks.data.prompt_ids import PromptIds
@@ -67,7 +67,7 @@ class MixedStackObjective(RowsObjective[StackSettings]):
         settings = self.run.settings
         folder = stack_folder(settings.base)
         form = StackForm.read(folder) if folder else None
-        below = load_config(form.encoder.id if form else str(settings.encoder), what="encoder")
+        below = encoder_config(form.encoder.id if form else str(settings.encoder))
         top = load_config(form.base.id if form else settings.base)
         return (width_of(below) + 2) * embedding_width_of(top)  # the weight, the bias and the border
 

@@ -21,7 +21,7 @@ from ..models.encoders import embedding_width_of, width_of
 from ..models.eval_mode import evaluating, train_loras_only
 from ..models.pretrained import load_config
 from ..models.stack import StackForm, mount
-from ..models.stack_parts import load_encoder
+from ..models.stack_parts import encoder_config, load_encoder
 from ..options import StackSettings
 from ..progress import SILENT, Watcher
 from ..tasks.data.report import describe
@@ -123,7 +123,7 @@ class StackObjective(Objective[StackSettings]):
 
     def check(self) -> None:
         settings = self.run.settings
-        below, top = load_config(str(settings.encoder), what="encoder"), load_config(settings.base)
+        below, top = encoder_config(str(settings.encoder)), load_config(settings.base)
         self._projection_size = (width_of(below) + 1) * embedding_width_of(top)
 
     def parameters(self) -> int:

@@ -19,7 +19,7 @@ from adaptermix.merging.on_model import acting
 from adaptermix.models.generate import Limits, generate_ids, pad_left
 from adaptermix.models.languages import Tagged
 from adaptermix.models.mixed_rows import MixedEmbeddings, MixedRows, mount_mixed
-from adaptermix.models.stack import Projected, embedding_of
+from adaptermix.models.stack import Projected, StackForm, embedding_of
 
 from ..refusals import refuses
 from ..tiny import tiny_causal
@@ -360,3 +360,11 @@ def test_models_that_cannot_take_part_are_refused(
     bare.tokenizer.pad_token = None
     with refuses("model.special-tokens"):
         mount_mixed(loaded(causal).model, bare.model, bare.tokenizer, augments=True)
+
+
+def test_a_model_on_top_with_more_embeddings_is_refused(mixed: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(mixed, tmp_path / "copy")
+    form = StackForm.read(mixed)
+    (copy / "stack.json").write_text(json.dumps(replace(form, offset=form.offset + 1).document()))
+    with refuses("stack.changed"):
+        loaded(copy)

@@ -356,3 +356,12 @@ def test_a_trained_stack_is_the_loaded_one(top: Path, below: Path, tmp_path: Pat
     with torch.no_grad():
         found = loaded(tmp_path / "stack").model(**inputs).last_hidden_state
     torch.testing.assert_close(found, seen[0], atol=1e-4, rtol=1e-3)
+
+
+def test_a_language_model_or_a_stack_cannot_be_the_encoder(
+    top: Path, causal: Path, stack: Path, tmp_path: Path
+) -> None:
+    for encoder in (causal, stack):
+        with refuses("stack.encoder-kind"):
+            train_stack(stack_settings(top, encoder, tmp_path, steps=1))
+    assert not (tmp_path / "stack").exists()
