@@ -165,7 +165,7 @@ _ALL = (
         plan="weight_search:search_dry",
         show="show_search:show",
         notes="Example: adaptermix search task align --base MODEL --task slots --dev de.valid.conll nl.valid.conll "
-        "--grid 0.5,0.7,0.9 --out merged\n\nExample: adaptermix search task align style --base MODEL --task slots "
+        "--out merged\n\nExample: adaptermix search task align style --base MODEL --task slots "
         "--dev de.valid.conll --trials 40 --space free --groups 3 --out merged\n\nExample, without labels: adaptermix "
         "search task align --base MODEL --task classify --objective agreement --pairs de-en.tsv nl-en.tsv --grid "
         "0.25,0.5,0.75,1 --space both --out merged\n\nFor settings of training see 'adaptermix tune --help'.",

@@ -137,6 +137,12 @@ class MethodsSettings(Settings):
     names: Annotated[list[str], Argument("[NAME...]")] = Field([], description="methods to show; default all")
 
 
+DEFAULT_GRID = (0.25, 0.5, 0.9)
+"""Weights of a search without --grid and --trials: shares in averages, and factors of the others in sums."""
+_SEARCHED = ("groups", "curve", "vary")
+"""Options that need a sampler."""
+
+
 class SearchSettings(GenerationSettings, Scored, Written):
     """Find merge weights, and options of the merge method, on dev data or on pairs without labels."""
 
@@ -154,7 +160,9 @@ class SearchSettings(GenerationSettings, Scored, Written):
     )
     pair_rows: Rows | None = Field(None, description="START:STOP[:STEP], the rows of each pair file to use")
     grid: list[float] = Field(
-        [], description="weights to try; of two adapters the second gets 1 - w, of more the last gets the rest"
+        [],
+        description="weights to try; of two adapters the second gets 1 - w, of more the last gets the rest; default "
+        "without --trials: 0.25,0.5,0.9 with --space both",
     )
     trials: Annotated[Positive | None, Role.AFTERWARDS] = Field(
         None, description="candidates that a sampler tries, instead of a grid"
@@ -223,6 +231,16 @@ class SearchSettings(GenerationSettings, Scored, Written):
     batch_size: Annotated[Positive | None, Role.UNRECORDED] = Field(
         None, description="rows per batch, of all candidates that share it; default: as many as fit the free memory"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_grid(cls, values: object) -> object:
+        """Try averages and sums of the adapters where the request does not say what to try."""
+        if not isinstance(values, dict) or any(values.get(name) for name in ("grid", "trials", *_SEARCHED)):
+            return values
+        if values.get("space") == "free" or not isinstance(values.get("adapters"), list | tuple):
+            return values
+        return {"space": "both", **values, "grid": list(DEFAULT_GRID)} if len(values["adapters"]) > 1 else values
 
     @model_validator(mode="after")
     def _check_search(self) -> SearchSettings:

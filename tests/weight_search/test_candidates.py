@@ -173,6 +173,14 @@ def test_what_cannot_be_searched_is_refused_before_a_model_is_loaded(
     assert not (tmp_path / ".out.partial").exists()
 
 
+def test_averages_and_sums_are_tried_by_default(given: dict[str, object]) -> None:
+    settings = SearchSettings(**(given | {"adapters": given["adapters"][:2]}))  # type: ignore[arg-type, index]
+    found = prepare(settings, writes=False)
+    assert isinstance(found.searched, CandidateList)
+    weights = [candidate.weights for candidate in found.searched.candidates]
+    assert weights == [(0.25, 0.75), (0.5, 0.5), (0.9, 0.1), (1.0, 0.25), (1.0, 0.5), (1.0, 0.9)]
+
+
 def test_sums_are_the_whole_first_adapter_and_shares_of_the_others(given: dict[str, object]) -> None:
     settings = SearchSettings(**(given | {"grid": [0.0, 0.5], "space": "sum"}))  # type: ignore[arg-type]
     found = prepare(settings, writes=False)
@@ -185,7 +193,8 @@ def test_sums_are_the_whole_first_adapter_and_shares_of_the_others(given: dict[s
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({}, "search.grid-or-trials"),
+        ({"space": "free"}, "search.grid-or-trials"),
+        ({"groups": ["2"]}, "search.grid-or-trials"),
         ({"grid": [0.5], "trials": 3}, "search.grid-or-trials"),
         ({"grid": [0.5], "sampler": "tpe"}, "search.sampler: tpe"),
         ({"grid": [0.5], "groups": ["2"]}, "search.grid-groups"),
