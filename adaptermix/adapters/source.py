@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,7 +17,8 @@ from ..algebra.storage import Zeros, zeros_of
 from ..errors import AdapterFormatError
 from ..io.files import MANIFEST, sha256
 from ..io.json_types import JsonObject
-from ..io.weight_files import WEIGHTS, Renamed, StoredTensor, WeightsFile, one_line, open_weights
+from ..io.weight_files import Renamed, StoredTensor, WeightsFile, one_line, open_weights
+from ..options.existing import require_adapter
 from .keys import PREFIX, Inventory, plain_names, take_inventory
 from .kinds import AdapterKind, kind_of_file, kind_of_type
 from .lora_config import CONFIG, LoraSettings, load_config
@@ -27,7 +27,6 @@ from .state import AdapterMeta, AdapterState, beyond_linear
 from .targets import selecting
 
 MAX_MANIFEST_BYTES = 16 * 2**20
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,21 +264,7 @@ def open_adapter(path: str | Path, *, allow_pickle: bool = False) -> AdapterSour
         AdapterFormatError: no such folder, a file is missing or damaged, shapes contradict the settings, or the adapter
             has a part that is not supported and would be lost.
     """
-    folder = Path(path)
-    try:
-        is_folder = folder.is_dir()
-    except OSError:  # a name that is too long
-        is_folder = False
-    if not is_folder:
-        fetch = (
-            f" Fetch an adapter of the Hub first: hf download {path} --local-dir FOLDER."
-            if _HUB_ID.fullmatch(str(path))
-            else ""
-        )
-        raise AdapterFormatError(
-            f"an adapter is a folder with {CONFIG} and {WEIGHTS}, and {folder} is not a folder.{fetch}",
-            code="adapter.not-folder",
-        )
+    folder = require_adapter(path)
     if not (folder / CONFIG).is_file():
         raise AdapterFormatError(
             f"an adapter folder must hold {CONFIG}, and {folder} does not.{_below(folder)}", code="adapter.no-config"

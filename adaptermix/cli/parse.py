@@ -17,6 +17,7 @@ from ..commands.record import Command, document_of, load
 from ..errors import AdapterMixError, as_line
 from ..io.limited_yaml import parse_yaml
 from ..options import Settings
+from ..options.existing import require_inputs
 from ..options.registries import OneOf
 from ..options.roles import Argument, Flag, Panel, Role
 from .console import Console
@@ -349,6 +350,7 @@ def click_command(record: Command) -> click.Command:
         ctx = click.get_current_context()
         with _as_typed(fields, ctx):
             settings = settings_of(schema, values, ctx)
+            require_inputs(settings)
             console = Console(as_json=as_json, quiet=quiet)
             show = load(f"cli.{record.show}")
             if record.run is None:

@@ -29,7 +29,7 @@ class PlaceSettings(Settings):
 class MergeSettings(Written):
     """Merge adapters; no base model is loaded, but by methods that learn their weights."""
 
-    adapters: Annotated[Files, Reads(ADAPTER), Argument("ADAPTER...")] = Field(
+    adapters: Annotated[Files, Reads(ADAPTER, or_model=True), Argument("ADAPTER...")] = Field(
         description="adapter folders, stacks, or checkpoint folders with --base"
     )
     weights: list[float] = Field(min_length=1, description="one per adapter; a single w for two means w and 1 - w")

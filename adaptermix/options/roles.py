@@ -34,11 +34,13 @@ class Reads:
         use: Use of the files.
         form: How the rows of data files are read.
         rows: The option that chooses rows of each data file, if there is one.
+        or_model: Whether full models, also of the Hub, can take the place of adapters.
     """
 
     use: str
     form: Form = "task"
     rows: str | None = None
+    or_model: bool = False
 
     @property
     def is_data(self) -> bool:

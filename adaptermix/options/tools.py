@@ -16,7 +16,7 @@ from .roles import ADAPTER, MODEL, OTHER, Argument, Flag, Reads, Role, Writes
 class PushSettings(Settings):
     """Publish an output folder on the Hub."""
 
-    folder: Annotated[str, Reads(ADAPTER), Argument("DIR")] = Field(
+    folder: Annotated[str, Reads(ADAPTER, or_model=True), Argument("DIR")] = Field(
         description="output folder of adaptermix, or any PEFT adapter"
     )
     repo: Annotated[str, Argument("REPO")] = Field(description="repository, as owner/name")

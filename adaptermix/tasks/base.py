@@ -14,6 +14,7 @@ from ..errors import UsageError
 from ..io.json_types import JsonValue
 from ..io.registry import Registry
 from ..options import registries
+from ..options.existing import require_task
 from .data.files import DataFile, find_files
 from .data.tables import Recognisable, Row, pick_rows
 from .metrics import Metric
@@ -279,8 +280,7 @@ def get_task(name: str) -> Task:
     Raises:
         UsageError: no task has this name, or the package that offers it cannot be imported.
     """
-    if name not in TASKS:
-        raise UsageError(f"--task must be one of {', '.join(TASKS.names())}, got {name!r}.", code="task.unknown")
+    require_task(name)
     return TASKS[name]
 
 

@@ -17,6 +17,7 @@ from typing import IO, Self
 from ...errors import DataError
 from ...io.files import sha256
 from ...io.json_types import JsonObject, JsonValue
+from ...options.existing import require_data
 from ...options.fields import ROWS
 from ...provenance.row_hashes import ListedRows, RowHashes, RowTexts, remember
 from .languages import given_languages, languages_of, single_languages_of
@@ -250,12 +251,7 @@ def find_files(arguments: Sequence[str]) -> list[DataFile]:
         if opener:
             files.append(opener(pattern, languages))
             continue
-        paths = [Path(pattern)] if Path(pattern).exists() else sorted(Path(p) for p in glob.glob(pattern))
-        if not paths:
-            raise DataError(
-                f"a data file must exist, and {pattern!r} matches none. Check the path or the glob.",
-                code="data.not-found",
-            )
+        paths = require_data(pattern)
         files += [
             DataFile(path=path, languages=languages or languages_of(path), is_given=bool(languages)) for path in paths
         ]
