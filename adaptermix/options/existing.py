@@ -33,7 +33,7 @@ def require_data(pattern: str) -> list[Path]:
     """Return the files of a path or a glob.
 
     Raises:
-        DataError: there are none.
+        DataError: no file matches.
     """
     paths = [Path(pattern)] if Path(pattern).exists() else sorted(map(Path, glob.glob(pattern)))
     if not paths:

@@ -34,7 +34,7 @@ class Reads:
         use: Use of the files.
         form: How the rows of data files are read.
         rows: The option that chooses rows of each data file, if there is one.
-        or_model: Whether full models, also of the Hub, can take the place of adapters.
+        or_model: Whether full models, also of the Hub, are accepted too.
     """
 
     use: str
