@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         AutoConfig,
         AutoModel,
         AutoTokenizer,
+        GenerationConfig,
         PreTrainedConfig,
         PreTrainedModel,
         PreTrainedTokenizerBase,
@@ -79,6 +80,23 @@ def load_tokenizer(reference: str, *, what: str = "base model", **options: objec
     from transformers import AutoTokenizer
 
     return _load(AutoTokenizer, reference, what, "tokenizer", **options)
+
+
+def load_generation_config(reference: str) -> GenerationConfig:
+    """Return the generation settings of a model: those of its file, else those that its configuration implies.
+
+    Args:
+        reference: A folder or a Hub id, optionally with `@REVISION`.
+
+    Raises:
+        ModelError: as in `load_config`.
+    """
+    from transformers import GenerationConfig
+
+    name, revision = split_revision(reference)
+    if cached_file(name, "generation_config.json", revision) is None:
+        return GenerationConfig.from_model_config(load_config(reference))
+    return _load(GenerationConfig, reference, "base model", "model")
 
 
 def load_model(reference: str, loader: str | type, *, what: str = "base model", **options: object) -> PreTrainedModel:
@@ -159,7 +177,11 @@ def model_of_config(
 
 
 def _load(
-    loader: type[AutoConfig | AutoTokenizer | AutoModel], reference: str, what: str, part: str, **options: object
+    loader: type[AutoConfig | AutoTokenizer | AutoModel | GenerationConfig],
+    reference: str,
+    what: str,
+    part: str,
+    **options: object,
 ) -> Any:
     name, revision = split_revision(reference)
     config = cached_file(name, CONFIG, revision)
