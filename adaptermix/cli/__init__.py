@@ -83,7 +83,7 @@ def _prepare(arguments: list[str]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 could not be done, 2 wrong usage, 130 interrupted by SIGINT or SIGTERM."""
+    """Run the command line and exit: 0 done, 1 could not be done, 2 wrong usage, 130 after SIGINT or SIGTERM."""
     is_called = arguments is not None  # by a program that continues afterwards
     arguments = sys.argv[1:] if arguments is None else arguments
     interrupts = Interrupts()

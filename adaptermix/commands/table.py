@@ -126,7 +126,7 @@ _ALL = (
         notes="Example: adaptermix bake --base MODEL --adapter task --out merged   (one rounding, in the base's "
         "dtype)\n\nExample: adaptermix bake --base MODEL --adapter task --quantize nf4 --calibration texts.txt "
         "--out merged-nf4",
-        after_interrupt="The same command continues a calibrated bake after its finished modules; other bakes start again.",
+        after_interrupt="The same command continues a calibrated bake; other bakes start again from the beginning.",
     ),
     Command(
         name="methods",

@@ -104,10 +104,14 @@ def _take(path: Path, *, needs_locks: bool = False) -> int:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, *, needs_locks: bool = False) -> Iterator[None]:
     """Lock a file while the block runs; the system releases the lock when the process ends in any way.
 
     The file is removed at the end. A lock file that a killed process left is reused.
+
+    Args:
+        path: The file.
+        needs_locks: Fail on a file system without locks, instead of running the block without one.
 
     Raises:
         BlockingIOError: another process, or another thread of this one, has the lock.
@@ -122,7 +126,7 @@ def locked(path: Path) -> Iterator[None]:
         except Timeout as error:
             raise BlockingIOError(errno.EWOULDBLOCK, "another process holds the lock", str(path)) from error
         return
-    handle = _take(path)
+    handle = _take(path, needs_locks=needs_locks)
     try:
         yield
     finally:
