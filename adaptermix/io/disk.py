@@ -126,13 +126,16 @@ def locked(path: Path, *, needs_locks: bool = False) -> Iterator[None]:
         except Timeout as error:
             raise BlockingIOError(errno.EWOULDBLOCK, "another process holds the lock", str(path)) from error
         return
-    handle = _take(path, needs_locks=needs_locks)
+    handle = None
     try:
+        with uninterrupted():
+            handle = _take(path, needs_locks=needs_locks)
         yield
     finally:
         with uninterrupted():
-            path.unlink(missing_ok=True)
-            os.close(handle)
+            if handle is not None:
+                path.unlink(missing_ok=True)
+                os.close(handle)
 
 
 def open_temporary(path: Path, name: Path) -> tuple[int, Path]:

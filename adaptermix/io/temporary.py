@@ -1,18 +1,20 @@
-"""Temporary folders that the next run removes if a process was killed."""
+"""Temporary folders, which the next run removes if a process was killed, and the removal of unfinished work."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from uuid import uuid4
 
-from .disk import locked
+from .disk import locked, uninterrupted
 
 _PREFIX = "adaptermix-"
+_WHEN_WRITTEN: ContextVar[Mapping[Path, Callable[[], None]]] = ContextVar("when_written", default={})  # noqa: B039
 
 
 @contextmanager
@@ -29,11 +31,12 @@ def temporary_folder() -> Iterator[Path]:
     _remove_left(parent)
     folder = parent / f"{_PREFIX}{uuid4().hex}"
     with locked(_lock_path(folder)):
-        folder.mkdir(mode=0o700)
         try:
+            folder.mkdir(mode=0o700)
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            with uninterrupted():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _lock_path(folder: Path) -> Path:
@@ -54,3 +57,26 @@ def _remove_left(parent: Path) -> None:
 def _is_own(path: Path) -> bool:
     """Return whether this user owns a path; another user may have put it into a shared folder."""
     return not hasattr(os, "getuid") or path.lstat().st_uid == os.getuid()
+
+
+@contextmanager
+def when_written(path: Path, clean_up: Callable[[], None]) -> Iterator[None]:
+    """Let an output that the block writes be followed at once by the removal of its unfinished work.
+
+    SIGINT and SIGTERM wait for both, so that none of them leaves unfinished work next to a finished output.
+
+    Args:
+        path: The output, as `real_path` returns it.
+        clean_up: Removes the unfinished work.
+    """
+    token = _WHEN_WRITTEN.set({**_WHEN_WRITTEN.get(), path: clean_up})
+    try:
+        yield
+    finally:
+        _WHEN_WRITTEN.reset(token)
+
+
+def clean_up_after(path: Path) -> None:
+    """Remove the unfinished work of an output that has its name now; see `when_written`."""
+    if clean_up := _WHEN_WRITTEN.get().get(path):
+        clean_up()
