@@ -10,10 +10,10 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from .commands import COMMANDS, OUTPUTS, write_all
+from .commands import COMMANDS, bench_of, write_all
 from .hostile import TARGETS, HostileInputs
 from .processes import preload
-from .trials import Bench, disk_faults, limit_faults, stop_faults
+from .trials import disk_faults, limit_faults, stop_faults
 
 
 def _count(name: str, trials: Iterable[list[str]]) -> int:
@@ -45,7 +45,7 @@ def main() -> int:
         write_all(folder)
         chosen = [name for name in COMMANDS if not options.only or name in options.only]
         for name in chosen if options.kills or options.full or options.limits else ():
-            bench = Bench(folder, COMMANDS[name].split(), outputs=OUTPUTS.get(name, ("out",)))
+            bench = bench_of(name, folder)
             kinds = {
                 "signals": stop_faults(bench, options.kills, options.seed),
                 "full disks": disk_faults(bench, options.full, fill=options.disk is not None),

@@ -7,6 +7,7 @@ from pathlib import Path
 from tests.golden.inputs import write_inputs
 
 from .processes import run
+from .trials import Bench
 
 _CPU = "--device cpu --dtype float32"
 _TRAIN = f"--steps 4 --batch-size 8 --rank 4 --learning-rate 0.01 --checkpoint-every 1 {_CPU}"
@@ -73,8 +74,15 @@ COMMANDS = {
     "push": "push made me/made --base-id me/base --dry-run",
 }
 """Each command that writes, by a name."""
-OUTPUTS: dict[str, tuple[str, ...]] = {"run": ("out/align", "out/merged"), "verify": (), "push": ()}
+OUTPUTS: dict[str, tuple[str, ...]] = {
+    "run": ("out/align", "out/merged"),
+    "tune": ("out/trials/1/task", "out/trials/2/task"),
+    "verify": (),
+    "push": (),
+}
 """The outputs of a command that appear whole or not at all, where it is not `out` alone."""
+VARYING = ("search-trials",)
+"""Commands whose proposals depend on the name of the process, which is another in each run."""
 
 
 def write_all(folder: Path) -> None:
@@ -85,3 +93,8 @@ def write_all(folder: Path) -> None:
     for command in _FIRST:
         ended = run(command.split(), folder)
         assert ended.code == 0, ended.text
+
+
+def bench_of(name: str, folder: Path) -> Bench:
+    """Return the bench of a command in the folder of the inputs."""
+    return Bench(folder, COMMANDS[name].split(), outputs=OUTPUTS.get(name, ("out",)), varies=name in VARYING)

@@ -6,6 +6,7 @@ Processes are forked from a server that has already imported the heavy libraries
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import multiprocessing
 import os
 import resource
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 _START = multiprocessing.get_context("forkserver")
-_SECONDS = 300.0
+_SECONDS = 120.0
 """Time limit of a command."""
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _CHANGES = ("os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.chmod", "os.truncate", "os.symlink", "os.link")
@@ -172,6 +173,7 @@ def _child(arguments: Sequence[str], folder: str, fault: Fault, out: Connection,
     os.dup2(out.fileno(), 1)
     os.dup2(out.fileno(), 2)
     out.close()
+    faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
     from adaptermix import cli
 
     report.send(0)
@@ -203,6 +205,8 @@ def run(arguments: Sequence[str], folder: Path, fault: Fault | None = None) -> E
             os.kill(process.pid or 0, NUMBERS[fault.deed])
             due = None
         if passed > _SECONDS:
+            os.kill(process.pid or 0, signal.SIGUSR1)  # It shows where it hangs.
+            time.sleep(1)
             process.kill()
         wait = 1.0 if due is None else max(0.0, min(1.0, due - passed))
         if select.select([mine.fileno()], [], [], wait)[0]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections.abc import Iterator
@@ -39,6 +40,19 @@ def _outputs(folder: Path, inputs: Contents) -> Contents:
     return {name: there[name] for name in there if name not in inputs and name.split("/")[0] not in _OWN_NAMES}
 
 
+def _comparable(name: str, content: bytes | None) -> object:
+    """Return a file's content without what records how often a search was stopped."""
+    if name.endswith("results.json") and content:
+        return _without(json.loads(content), ("number", "ran"))
+    return content
+
+
+def _without(value: object, keys: tuple[str, ...]) -> object:
+    if isinstance(value, dict):
+        return {key: _without(item, keys) for key, item in value.items() if key not in keys}
+    return [_without(item, keys) for item in value] if isinstance(value, list) else value
+
+
 def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/"))
 
@@ -61,11 +75,13 @@ class Bench:
         folder: Folder with the inputs alone.
         arguments: The command.
         outputs: The outputs that appear whole or not at all; none if the command writes temporary files only.
+        varies: Two runs write different bytes, so that only the names of files are compared.
     """
 
     folder: Path
     arguments: list[str]
     outputs: tuple[str, ...] = ("out",)
+    varies: bool = False
 
     def __post_init__(self) -> None:
         self.clear(remove=_OWN_NAMES)
@@ -80,7 +96,8 @@ class Bench:
         assert whole.keys() == again.keys()
         assert bool(whole) == bool(self.outputs), sorted(whole)
         self.calls, self.seconds = second.calls, second.seconds
-        self._whole = {name: content for name, content in whole.items() if content == again[name]}
+        same = {} if self.varies else {name: whole[name] for name in whole if whole[name] == again[name]}
+        self._whole = {name: _comparable(name, content) for name, content in same.items()}
         self._names = whole.keys()
 
     def clear(self, remove: tuple[str, ...] = ()) -> None:
@@ -95,7 +112,7 @@ class Bench:
 
     def _is_whole(self, written: Contents) -> bool:
         return {name for name in written if not self._is_left(name)} == self._names and all(
-            written[name] == content for name, content in self._whole.items()
+            _comparable(name, written[name]) == content for name, content in self._whole.items()
         )
 
     def _is_left(self, name: str) -> bool:
@@ -105,7 +122,7 @@ class Bench:
         """Return whether each output is as a whole run writes it, or absent."""
         there = {out for out in self.outputs if any(name == out or name.startswith(f"{out}/") for name in written)}
         return all(name in written for name in self._names for out in there if name.startswith(f"{out}/")) and all(
-            name not in written or written[name] == content for name, content in self._whole.items()
+            name not in written or _comparable(name, written[name]) == content for name, content in self._whole.items()
         )
 
     def trial(self, fault: Fault) -> list[str]:
@@ -166,8 +183,11 @@ class Bench:
         if ended.code != 0 and not exists:
             yield f"the next run ended with {ended.code}: {ended.text[-1500:]}"
         elif not self._is_whole(written):
-            odd = [name for name, content in self._whole.items() if written.get(name) != content]
+            odd = [name for name, content in self._whole.items() if _comparable(name, written.get(name)) != content]
             yield f"the next run wrote something else: {odd or sorted(written.keys() ^ self._names)}"
+        if exists and any(map(self._is_left, written)):  # Killed between writing the output and removing the rest.
+            run([*self.arguments, "--overwrite"], self.folder)
+            written = _outputs(self.folder, self.inputs)
         if left := [*filter(self._is_left, written), *_temporary(self.folder)]:
             yield f"left behind for ever: {left}"
 
