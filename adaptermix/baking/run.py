@@ -11,7 +11,6 @@ from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from ..adapters import AdapterSource, AdapterState, TargetSpec, write_adapter
 from ..checkpoints.quantized import QuantizedCheckpoint, as_whole
@@ -22,6 +21,7 @@ from ..errors import PlanError
 from ..io.files import whole_folder
 from ..io.fingerprints import companion_digest
 from ..io.json_types import JsonObject
+from ..io.temporary import temporary_folder
 from ..merging.merge_adapters import merge
 from ..merging.on_model import acting
 from ..models.base import load_base
@@ -72,7 +72,7 @@ def bake(settings: BakeSettings, *, watch: Watcher = SILENT) -> BakeReport:
             writer = TensorWriter(plan, inputs.of, Journal(None), compare=True)
             if not settings.task:
                 return _report(plan, writer, _tried(plan, writer, watch))
-            folder = Path(stack.enter_context(TemporaryDirectory(prefix="adaptermix-")))
+            folder = stack.enter_context(temporary_folder())
         else:
             notes = journal(out, _identity(plan, inputs), watch) if _is_kept(plan) else nullcontext(Journal(None))
             kept = stack.enter_context(notes)
