@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from ..errors import OutputError
 from .journal import open_journal
@@ -41,6 +41,8 @@ _PASSWORD = re.compile(
 """Passwords in a URL: after the user; instead of the user where a service has no users; as a named value."""
 _INNER = re.compile(r"(?:^|;)\s*PWD=([^;]*)", re.IGNORECASE)
 """The password of a connection string, which is a value in a URL itself."""
+_PROXY_SECONDS = 10
+"""Longest wait for the server of a `grpc://` storage."""
 _LONGEST_FIRST = 2**20
 """Bytes of a journal's first line that are read; optuna's are short."""
 
@@ -138,16 +140,33 @@ def hidden(location: str | Path, text: str) -> str:
 
 
 def _open_storage(location: str | Path) -> BaseStorage:
-    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages import JournalStorage
 
     if "://" in str(location):
-        return RDBStorage(str(location))
+        return _open_url(str(location))
     path = Path(location)
     if path.exists() and not path.is_file() and not path.is_dir():  # Opening a named pipe would block.
         raise ValueError("it is not a file")
     if path.exists():  # A file of another kind must not be changed.
         _check_first_line(path)
     return JournalStorage(open_journal(path))
+
+
+def _open_url(url: str) -> BaseStorage:
+    """Open optuna's proxy of a storage (`grpc://HOST:PORT`), a journal in Redis (`redis://`), or a database."""
+    from optuna.storages import GrpcStorageProxy, JournalStorage, RDBStorage
+    from optuna.storages.journal import JournalRedisBackend
+
+    parts = urlsplit(url)
+    if parts.scheme == "grpc":
+        if not parts.hostname or not parts.port or parts.path.strip("/"):
+            raise ValueError("its form must be grpc://HOST:PORT")
+        proxy = GrpcStorageProxy(host=parts.hostname, port=parts.port)
+        proxy.wait_server_ready(timeout=_PROXY_SECONDS)
+        return proxy
+    if parts.scheme in ("redis", "rediss"):
+        return JournalStorage(JournalRedisBackend(url))
+    return RDBStorage(url)
 
 
 def _check_first_line(path: Path) -> None:
