@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
-from ..io.checkpoint_files import Checkpoint, open_checkpoint, resolve_checkpoint
+from ..io.checkpoint_files import Checkpoint, config_of, open_checkpoint, resolve_checkpoint
 from ..io.files import sha256
 from ..io.fingerprints import fingerprint
 from ..io.json_types import JsonObject
@@ -39,15 +39,6 @@ def open_model(reference: str | Path) -> Checkpoint:
         ModelError: there is no such model, or it is damaged.
     """
     return open_checkpoint(resolve_checkpoint(str(reference)))
-
-
-def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the content of `config.json`; empty if it is missing or invalid."""
-    try:
-        config = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return config if isinstance(config, dict) else {}
 
 
 def task_type(config: JsonObject) -> str | None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 pytest.importorskip("bitsandbytes")
 
 from adaptermix import BakeSettings, bake
-from adaptermix.checkpoints.quantized import QuantizedCheckpoint, as_whole
+from adaptermix.models.formats.checkpoint import QuantizedCheckpoint, as_whole
 from adaptermix.io.checkpoint_files import open_checkpoint
 from adaptermix.io.files import partial_path
 from adaptermix.models.base import load_base
