@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +37,24 @@ def open_model(reference: str | Path) -> Checkpoint:
         ModelError: there is no such model, or it is damaged.
     """
     return open_checkpoint(resolve_checkpoint(str(reference)))
+
+
+def check_whole(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a model whose weights are not quantised.
+
+    Raises:
+        ModelError: they are quantised.
+    """
+    stored = config_of(checkpoint).get("quantization_config")
+    method = stored.get("quant_method") if isinstance(stored, dict) else None
+    if method:
+        raise ModelError(
+            f"a model must be in whole precision here, and {checkpoint.path} is quantised by '{method}'. Give the "
+            "model that it was made from, or first write it in 16 bits: bake reads 4 bits of GPTQ, AWQ, bitsandbytes "
+            "and compressed-tensors.",
+            code="quantized.whole",
+        )
+    return checkpoint
 
 
 def task_type(config: JsonObject) -> str | None:

@@ -99,7 +99,7 @@ def load_model(reference: str, loader: str | type, *, what: str = "base model", 
     wants_info = options.pop("output_loading_info", False)
     options |= {"output_loading_info": True}
     with _silent():
-        if (stored := _quantised_by(reference)) and dequantized_on_loading(stored):
+        if (stored := _quantised_by(reference)) and dequantized_on_loading(stored, reference):
             model, info = _dequantized(loader, reference, what, **options)
         else:
             model, info = _load(_class(loader), reference, what, "model", **options)

@@ -171,9 +171,7 @@ class Format(StoredFormat):
         """Return whether a weight [out in] of this shape can be in this format; others stay in 16 bits."""
         return True
 
-    def config(
-        self, dtype: torch.dtype | str, skipped: Sequence[str] | None
-    ) -> QuantizationConfigMixin | None:
+    def config(self, dtype: torch.dtype | str, skipped: Sequence[str] | None) -> QuantizationConfigMixin | None:
         """Return the config with which transformers rounds a model while it loads it.
 
         Args:

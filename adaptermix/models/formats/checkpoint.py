@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,9 @@ from ...errors import ModelError
 from ...io.checkpoint_files import Checkpoint, config_of
 from .base import FORMATS, Format, Quantized, Readable, StoredFormat, known_formats
 from .zero_points import READ_ONLY
+
+_PACKAGES = {"gptq": "gptqmodel", "awq": "gptqmodel", "compressed-tensors": "compressed_tensors"}
+"""Packages with which transformers loads further forms of a quantisation method."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +68,7 @@ def as_whole(checkpoint: Checkpoint) -> Checkpoint:
         by_format = _weights(checkpoint, formats)
     if not by_format:
         if stored:
-            raise _unknown(checkpoint, stored)
+            raise _unknown(checkpoint.path, stored)
         return checkpoint
     if len(by_format) > 1:
         raise ModelError(
@@ -74,7 +79,7 @@ def as_whole(checkpoint: Checkpoint) -> Checkpoint:
     form, dtype = formats[name], _config_dtype(checkpoint)
     # Other forms of compressed-tensors have tensors of the same names, such as packed words with 8 bits.
     if stored.get("quant_method") == "compressed-tensors" and not form.is_config(stored):
-        raise _unknown(checkpoint, stored)
+        raise _unknown(checkpoint.path, stored)
     parts = {part for weight in weights for part in form.parts(weight, checkpoint.tensors)}
     tensors = {key: header for key, header in checkpoint.tensors.items() if key not in parts - weights}
     tensors |= {key: form.header(checkpoint, key, dtype) for key in weights}
@@ -89,10 +94,23 @@ def as_whole(checkpoint: Checkpoint) -> Checkpoint:
     return made
 
 
-def dequantized_on_loading(stored: Mapping[str, object]) -> bool:
-    """Return whether this package dequantises models of a quantisation config itself, so that no other is needed."""
+def dequantized_on_loading(stored: Mapping[str, object], path: str) -> bool:
+    """Return whether this package dequantises models of a quantisation config itself, so that no other is needed.
+
+    Args:
+        stored: The quantisation config.
+        path: The model, for messages.
+
+    Raises:
+        ModelError: neither this package nor transformers with the installed packages can load such a model.
+    """
     forms = [form for form in known_formats().values() if form.package is None]
-    return any(form.is_config(stored) for form in (*forms, *READ_ONLY))
+    if any(form.is_config(stored) for form in (*forms, *READ_ONLY)):
+        return True
+    package = _PACKAGES.get(str(stored.get("quant_method")))
+    if package is not None and find_spec(package) is None:
+        raise _unknown(path, stored)
+    return False
 
 
 def _stored(checkpoint: Checkpoint) -> Mapping[str, object]:
@@ -101,10 +119,10 @@ def _stored(checkpoint: Checkpoint) -> Mapping[str, object]:
     return stored if isinstance(stored, Mapping) and stored.get("quant_method") else {}
 
 
-def _unknown(checkpoint: Checkpoint, stored: Mapping[str, object]) -> ModelError:
+def _unknown(path: str | Path, stored: Mapping[str, object]) -> ModelError:
     return ModelError(
         "the base model must be in whole precision, in bitsandbytes' 4 or 8 bits, or in 4 bits of compressed-tensors "
-        f"(symmetric), GPTQ or AWQ (gemm), and {checkpoint.path} is in another form of '{stored['quant_method']}'. Give "
+        f"(symmetric), GPTQ or AWQ (gemm), and {path} is in another form of '{stored['quant_method']}'. Give "
         "the model that it was made from.",
         code="quantized.format",
     )

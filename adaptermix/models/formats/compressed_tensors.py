@@ -155,14 +155,17 @@ class Int4Format(Format):
         groups = stored.get("config_groups")
         if stored.get("quant_method") != "compressed-tensors" or not isinstance(groups, Mapping) or not groups:
             return False
-        return all(
-            isinstance(group, Mapping)
-            and group.get("format") in (None, "pack-quantized")
-            and not group.get("input_activations")
-            and not group.get("output_activations")
-            and _is_readable(group.get("weights"))
-            for group in groups.values()
-        ) and stored.get("format") == "pack-quantized"
+        return (
+            all(
+                isinstance(group, Mapping)
+                and group.get("format") in (None, "pack-quantized")
+                and not group.get("input_activations")
+                and not group.get("output_activations")
+                and _is_readable(group.get("weights"))
+                for group in groups.values()
+            )
+            and stored.get("format") == "pack-quantized"
+        )
 
     def weight_of(self, tensor: str) -> str | None:
         return f"{tensor.removesuffix(_PACKED)}weight" if tensor.endswith(f".{_PACKED}") else None
@@ -177,7 +180,7 @@ class Int4Format(Format):
 
     def read(self, checkpoint: Checkpoint, weight: str, dtype: torch.dtype) -> Int4:
         stem = weight.removesuffix("weight")
-        rows, columns = _shape(checkpoint, stem)
+        columns = _shape(checkpoint, stem)[1]
         scales = checkpoint.load(f"{stem}{_SCALE}")
         codes = unpack_words(checkpoint.load(f"{stem}{_PACKED}"))[:, :columns]
         # The packed integers have an offset of 8, so they are the codes already.
@@ -208,10 +211,7 @@ def _targets(paths: Sequence[str], widths: Mapping[str, int]) -> list[str]:
     for path, width in widths.items():
         sizes.setdefault(path.rpartition(".")[2], set()).add(group_of(width))
     return sorted(
-        {
-            rf"re:.*\.{re.escape(last)}$" if len(sizes[last := path.rpartition(".")[2]]) == 1 else path
-            for path in paths
-        }
+        {rf"re:.*\.{re.escape(last)}$" if len(sizes[last := path.rpartition(".")[2]]) == 1 else path for path in paths}
     )
 
 

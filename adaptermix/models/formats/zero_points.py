@@ -165,7 +165,8 @@ def _in_order(sizes: _Sizes) -> Tensor:
 
 def _in_columns(words: Integer[Tensor, "rows words"]) -> Integer[Tensor, "rows columns"]:
     """Return the integers in words of AWQ, in the order of their columns."""
-    return unpack_words(words).unflatten(1, (-1, PER_WORD))[:, :, _AWQ_PLACES].flatten(1)
+    rows = unpack_words(words)
+    return rows.view(len(rows), -1, PER_WORD)[:, :, _AWQ_PLACES].flatten(1)
 
 
 READ_ONLY: tuple[StoredFormat, ...] = (GptqFormat(), AwqFormat())
