@@ -293,8 +293,8 @@ def _layers(settings: BakeSettings, checkpoint: Checkpoint) -> _Layers:
     unfit = [path for name, path in paths.items() if name not in fitting]
     if paths and not fitting:
         raise ModelError(
-            f"{settings.quantize} is for {FORMATS[settings.quantize].reach}, and {checkpoint.path} has none (its first "
-            f"is '{unfit[0]}'). Use another --quantize.",
+            f"{settings.quantize} is for {FORMATS[settings.quantize].reach}, and no layer of {checkpoint.path} is one "
+            f"(the first is '{unfit[0]}'). Use another --quantize.",
             code="bake.no-fitting-layer",
         )
     known = {name.removesuffix(".weight") for name in paths}

@@ -161,7 +161,7 @@ class TensorWriter:
         return result
 
     def _finish(self, name: str, *, whole: bool = False) -> Finished:
-        """Compute a module; with `whole` it stays in 16 bits, whatever the strategy."""
+        """Compute a module; with `whole` it stays in 16 bits under every strategy."""
         plan, bias = self._plan, self._plan.bias_of(name)
         base, update = plan.quantized(name), plan.update(name)
         insertion = Insertion(

@@ -94,6 +94,24 @@ def test_scales_are_stored_in_the_dtype_of_the_weight(dtype: torch.dtype) -> Non
     assert (again.block, again.dtype) == (found.block, dtype)
 
 
+def test_rounding_again_keeps_scales_that_are_good_enough() -> None:
+    row = torch.zeros(1, 64)
+    row[0, :3] = torch.tensor([7.5, -7.5, 0.4])
+    row[0, 32:34] = torch.tensor([7.5, 1.0])
+    found = Int4.of(row, group=32)
+    assert found.scales.tolist() == [1.0, 1.0]
+    same = found.requantized(found.weight())
+    assert torch.equal(same.codes, found.codes)
+    assert torch.equal(same.scales, found.scales)
+    delta = torch.zeros(1, 64)
+    delta[0, 2], delta[0, 32] = 0.6, 8.0  # 0.6 is nearest to 1; 7 + 8 = 15 is out of reach of the scale 1
+    moved = found.requantized(found.weight() + delta)
+    assert moved.scales.tolist() == [1.0, 2.0]
+    assert moved.weight()[0, :4].tolist() == [7, -8, 1, 0]
+    # 15 / 2 = 7.5 is clipped to 7, and 1 / 2 rounds to 0, the even neighbour
+    assert moved.weight()[0, 32:35].tolist() == [14, 0, 0]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("columns", [256, 576])
 def test_compressed_tensors_reads_what_is_stored(dtype: torch.dtype, columns: int) -> None:
@@ -143,7 +161,8 @@ def test_transformers_loads_the_folder_as_what_was_measured(
         updates = open_adapter(one).read().updates
         for path in updates:
             tensor = before.load(f"{path}.weight")
-            wanted = Int4.of(Int4.of(tensor).weight() + updates[path].dense()).weight()
+            before_it = Int4.of(tensor)
+            wanted = before_it.requantized(before_it.weight() + updates[path].dense()).weight()
             torch.testing.assert_close(ours.model.get_submodule(path).weight.data, wanted)
     if strategy in ("calibrated", "residual"):
         assert report.overall.kept > 0.5

@@ -94,8 +94,19 @@ class Int4(Quantized):
         return replace(self, codes=self.codes.to(device), scales=self.scales.to(device))
 
     def requantized(self, weight: Tensor) -> Int4:
-        """Return another weight, rounded in the same format with the same groups."""
-        return self.of(weight.to(self.form), self.group)
+        """Return another weight, rounded in the same format with the same groups.
+
+        A group keeps its scale unless a new one gives less error. The largest magnitude is rarely 7.5 times the scale
+        after rounding, so new scales would move all codes even where nothing else changed.
+        """
+        new = self.of(weight.to(self.form), self.group)
+        steps = (weight / self.scale_of_each()).round().clamp(_LEAST, _MOST)
+        same = self.with_codes(steps - _LEAST)
+        errors = [(one.weight() - weight).view(-1, self.group).square().sum(1) for one in (same, new)]
+        keeps = errors[0] <= errors[1]
+        keeps_each = keeps.repeat_interleave(self.group).view(weight.shape)
+        codes, scales = torch.where(keeps_each, same.codes, new.codes), torch.where(keeps, self.scales, new.scales)
+        return replace(new, codes=codes, scales=scales)
 
     def stored(self, name: str) -> dict[str, Tensor]:
         """Return the tensors from which compressed-tensors, and so transformers and vLLM, load the weight."""
