@@ -72,7 +72,7 @@ def loading_options(
 def round_weights(model: PreTrainedModel, quantize: str, whole: Sequence[str] | None) -> None:
     """Round the linear layers of a model to a format that transformers cannot round to while it loads a model.
 
-    The weights are replaced by what their codes stand for, so they take as much memory as before.
+    The dequantised values of the codes replace the weights, so the model takes as much memory as before.
 
     Args:
         model: The model, not quantised.

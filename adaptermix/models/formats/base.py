@@ -143,10 +143,10 @@ class Format(StoredFormat):
     """A quantised format that is read and written.
 
     Attributes:
-        package: The package that models in this format need; None if none is needed.
+        package: The package that this package needs for models in this format; None without such a package.
         identity: Its manifest entry.
-        together: Names of modules that inference engines join in one matrix. Such modules of one layer are either all
-            quantised or none of them is.
+        together: Names of modules that inference engines join in one matrix. Such modules of one layer are all
+            quantised, or all in 16 bits.
         modules: Classes of the modules that can be quantised.
         reach: The weights that the format can hold, in words for messages.
         skip_key: Key of a `quantization_config` with the names of the modules that are not quantised.

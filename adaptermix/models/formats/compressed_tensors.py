@@ -97,7 +97,7 @@ class Int4(Quantized):
         """Return another weight, rounded in the same format with the same groups.
 
         A group keeps its scale unless a new one gives less error. The largest magnitude is rarely 7.5 times the scale
-        after rounding, so new scales would move all codes even where nothing else changed.
+        after rounding, so new scales would move all codes, even without a change of the weight.
         """
         new = self.of(weight.to(self.form), self.group)
         steps = (weight / self.scale_of_each()).round().clamp(_LEAST, _MOST)
@@ -193,8 +193,9 @@ class Int4Format(Format):
         stem = weight.removesuffix("weight")
         columns = _shape(checkpoint, stem)[1]
         scales = checkpoint.load(f"{stem}{_SCALE}")
+        scales = torch.where(scales == 0, torch.finfo(scales.dtype).eps, scales)  # divided by when codes are chosen
         codes = unpack_words(checkpoint.load(f"{stem}{_PACKED}"))[:, :columns]
-        # The packed integers have an offset of 8, so they are the codes already.
+        # The packed integers have an offset of 8, and these are the codes.
         return Int4(
             codes=codes.contiguous(), scales=scales.float().flatten(), group=columns // scales.shape[1], form=dtype
         )
@@ -230,9 +231,9 @@ def _is_readable(weights: object) -> bool:
     """Return whether weights of this description are those of `Int4`."""
     if not isinstance(weights, Mapping):
         return False
-    wanted = {"num_bits": 4, "type": "int", "symmetric": True}
+    expected = {"num_bits": 4, "type": "int", "symmetric": True}
     return (
-        all(weights.get(key) == value for key, value in wanted.items())
+        all(weights.get(key) == value for key, value in expected.items())
         and weights.get("strategy") in ("group", "channel")
         and weights.get("actorder") in (None, "weight", "static")
     )
