@@ -305,8 +305,19 @@ def _layers(settings: BakeSettings, checkpoint: Checkpoint) -> _Layers:
 
 
 def _fitting(quantize: str, checkpoint: Checkpoint, kinds: Mapping[str, str]) -> set[str]:
-    """Return the names of the weights that can be in a format, of modules of these kinds."""
+    """Return the names of the weights that can be in a format, of modules of these kinds.
+
+    Raises:
+        ModelError: the model has experts, and the format does not hold them.
+    """
     form = FORMATS[quantize]
+    expert = next((name for name in checkpoint.tensors if ".experts." in name), None)
+    if expert and not form.has_experts:
+        raise ModelError(
+            f"{quantize} is not for models with a mixture of experts, and {checkpoint.path} has '{expert}'. Use another "
+            "--quantize.",
+            code="bake.experts",
+        )
     # A Conv1D stores [in out].
     shapes = {
         name: shape if kinds[name] == "Linear" else shape[::-1]

@@ -19,7 +19,7 @@ from adaptermix.models.formats.checkpoint import QuantizedCheckpoint, as_whole
 from adaptermix.models.formats.words import pack_words, unpack_words
 from tests.baking.test_bake import ALL, FEW, adapter, logits
 from tests.factories import peft_lora
-from tests.tiny import tiny_causal
+from tests.tiny import tiny_causal, tiny_encoder
 from tests.training.data import write_slots
 from tests.training.test_joint import values
 
@@ -323,3 +323,33 @@ def test_int4_needs_no_package(wide: Path, tmp_path: Path, monkeypatch: pytest.M
     shutil.rmtree(tmp_path / "base-adapter")
     assert load_base(str(base), device="cpu").quantized == "int4"
     assert FORMATS["int4"].package is None
+
+
+def test_a_mixture_of_experts_is_refused(tmp_path: Path) -> None:
+    base = tiny_causal(tmp_path / "base", "qwen2_moe", hidden=64)
+    one = adapter(base, tmp_path / "one", targets=["q_proj"])
+    with refuses("bake.experts: int4.*experts"):
+        bake(settings(base, one, tmp_path / "out", strategy="requantize"))
+
+
+@pytest.mark.parametrize("kind", ["encoder", "qwen2", "gemma3"])
+def test_other_families_load_as_they_were_written(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors")
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    if kind == "encoder":
+        base, targets = tiny_encoder(tmp_path / "base", hidden=64), ["query", "value"]
+    else:
+        base, targets = tiny_causal(tmp_path / "base", kind, hidden=64), ["q_proj", "o_proj"]
+    one = peft_lora(base, tmp_path / "one", r=4, lora_alpha=1, target_modules=targets)
+    report = bake(settings(base, one, tmp_path / "out", strategy="requantize", keep_at_least=0.0))
+    assert "requantize" in report.counts()
+    auto = AutoModel if kind == "encoder" else AutoModelForCausalLM
+    theirs = auto.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    ours = load_base(str(tmp_path / "out"), device="cpu", dtype="float32").model
+    plain = load_base(str(base), device="cpu", dtype="float32").model
+    ids = torch.arange(3, 27).reshape(2, 12)
+    with torch.no_grad():
+        found, expected, whole = (model(input_ids=ids)[0] for model in (ours, theirs, plain))
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, whole)

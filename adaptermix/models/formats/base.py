@@ -149,6 +149,7 @@ class Format(StoredFormat):
             quantised, or all in 16 bits.
         modules: Classes of the modules that can be quantised.
         reach: The weights that the format can hold, in words for messages.
+        has_experts: Whether models with a mixture of experts can be written.
         skip_key: Key of a `quantization_config` with the names of the modules that are not quantised.
     """
 
@@ -157,6 +158,7 @@ class Format(StoredFormat):
     together: tuple[tuple[str, ...], ...] = ()
     modules: tuple[str, ...] = ("Linear", "Conv1D")
     reach: str = "linear layers"
+    has_experts: bool = True
     skip_key: str = "llm_int8_skip_modules"
 
     @abstractmethod

@@ -127,6 +127,7 @@ class Int4Format(Format):
     modules = ("Linear",)
     reach = f"linear layers (no Conv1D) with a number of inputs that {GROUPS[-1]} divides"
     skip_key = "ignore"
+    has_experts = False  # transformers 5.23 does not find experts in 16 bits next to quantised layers
     # vLLM computes these as one matrix, and refuses a model in which only some of them are quantised.
     together = (
         ("q_proj", "k_proj", "v_proj"),
