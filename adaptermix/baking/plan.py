@@ -314,8 +314,8 @@ def _fitting(quantize: str, checkpoint: Checkpoint, kinds: Mapping[str, str]) ->
     expert = next((name for name in checkpoint.tensors if ".experts." in name), None)
     if expert and not form.has_experts:
         raise ModelError(
-            f"{quantize} is not for models with a mixture of experts, and {checkpoint.path} has '{expert}'. Use another "
-            "--quantize.",
+            f"{quantize} is not for models with a mixture of experts, and {checkpoint.path} has '{expert}'. Use "
+            "another --quantize.",
             code="bake.experts",
         )
     # A Conv1D stores [in out].

@@ -136,9 +136,11 @@ def _dequantized(loader: str | type, reference: str, what: str, **options: objec
         made: Any = type(model_of_config(config, loader, reference=reference))
     with loading(reference, what):
         weights = {name: checkpoint.load(name) for name in checkpoint.tensors}
-        loaded = made.from_pretrained(None, config=config, state_dict=weights, **others)
-        if (checkpoint.path / "generation_config.json").is_file() and loaded[0].can_generate():
-            loaded[0].generation_config = GenerationConfig.from_pretrained(checkpoint.path)
+        loaded = made.from_pretrained(None, config=config, state_dict=weights, trust_remote_code=False, **others)
+        file = checkpoint.path / "generation_config.json"
+        if file.is_file() and loaded[0].can_generate():
+            generation = json.loads(file.read_text(encoding="utf-8"))
+            loaded[0].generation_config = GenerationConfig.from_dict(generation)
         return loaded
 
 

@@ -353,3 +353,10 @@ def test_other_families_load_as_they_were_written(kind: str, tmp_path: Path) -> 
         found, expected, whole = (model(input_ids=ids)[0] for model in (ours, theirs, plain))
     assert torch.equal(found, expected)
     assert not torch.equal(found, whole)
+
+
+def test_a_dequantised_model_stops_where_its_files_say(wide: Path, tmp_path: Path) -> None:
+    base = written(wide, tmp_path / "base")
+    file = base / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": [2, 77]}))
+    assert load_base(str(base), device="cpu").model.generation_config.eos_token_id == [2, 77]
