@@ -130,13 +130,17 @@ def _dequantized(loader: str | type, reference: str, what: str, **options: objec
     from transformers import AutoConfig, GenerationConfig
 
     checkpoint = as_whole(open_checkpoint(resolve_checkpoint(reference)))
+    # The config would take these options, and its entry for the files' format would be lost with them.
+    apart = {name: options.pop(name) for name in ("dtype", "quantization_config") if name in options}
     config, others = _load(AutoConfig, reference, what, "config", return_unused_kwargs=True, **options)
     del config.quantization_config
     with torch.device("meta"):
         made: Any = type(model_of_config(config, loader, reference=reference))
     with loading(reference, what):
         weights = {name: checkpoint.load(name) for name in checkpoint.tensors}
-        loaded = made.from_pretrained(None, config=config, state_dict=weights, trust_remote_code=False, **others)
+        loaded = made.from_pretrained(
+            None, config=config, state_dict=weights, trust_remote_code=False, **apart, **others
+        )
         file = checkpoint.path / "generation_config.json"
         if file.is_file() and loaded[0].can_generate():
             generation = json.loads(file.read_text(encoding="utf-8"))

@@ -21,6 +21,7 @@ from adaptermix.io.checkpoint_files import open_checkpoint
 from adaptermix.models.base import load_base
 from adaptermix.models.formats import Int4
 from adaptermix.models.formats.checkpoint import QuantizedCheckpoint, as_whole
+from adaptermix.models.head_forms import HEAD_FORMS, Head
 from tests.baking.test_bake import adapter, load, logits
 from tests.training.data import write_slots
 
@@ -173,6 +174,23 @@ def test_a_model_is_used_as_its_dequantised_weights(method: str, wide: Path, tmp
     assert (logits(reference) - before).abs().max() > 1e-3
     asked: dict[str, Any] = {"base": str(base), "task": "slots", "data": [write_slots(tmp_path)]}
     evaluate(EvaluateSettings(**asked, device="cpu", dtype="float32", max_new_tokens=2))
+
+
+def test_dtype_and_rounding_of_a_dequantised_model(wide: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    base, meant = quantised(wide, tmp_path / "base", "gptq")
+    half = load_base(str(base), device="cpu", dtype="bfloat16").model
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert torch.equal(half.get_parameter(name).data, meant[name].bfloat16())
+    four = load_base(str(base), device="cpu", dtype="float32", quantize="nf4")
+    layer = four.model.get_submodule(name.removesuffix(".weight"))
+    assert (four.quantized, type(layer).__name__) == ("nf4", "Linear4bit")
+    head = load_base(
+        str(base), device="cpu", dtype="bfloat16", head=Head(form=HEAD_FORMS["classes"], labels=("a", "b", "c"))
+    )
+    assert head.model.config.num_labels == 3
+    assert head.model.score.weight.shape == (3, 64)
+    assert head.model.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("method", METHODS)
