@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import AdapterMixError, ModelError, as_line
 from ..io.base_files import CONFIG, check_base_files, unreachable
 from ..io.checkpoint_files import open_checkpoint, resolve_checkpoint
-from .formats.checkpoint import as_whole, dequantized_on_loading
+from .formats.checkpoint import as_whole, dequantized_on_loading, dequantized_tensors
 
 if TYPE_CHECKING:
     from transformers import (
@@ -155,7 +155,8 @@ def _dequantized(loader: str | type, reference: str, what: str, **options: objec
     with torch.device("meta"):
         made: Any = type(model_of_config(config, loader, reference=reference))
     with loading(reference, what):
-        weights = {name: checkpoint.load(name) for name in checkpoint.tensors}
+        dtype = apart.get("dtype")
+        weights = dequantized_tensors(checkpoint, dtype if isinstance(dtype, torch.dtype) else None)
         loaded = made.from_pretrained(
             None, config=config, state_dict=weights, trust_remote_code=False, **apart, **others
         )

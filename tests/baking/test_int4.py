@@ -325,6 +325,21 @@ def test_int4_needs_no_package(wide: Path, tmp_path: Path, monkeypatch: pytest.M
     assert FORMATS["int4"].package is None
 
 
+def test_scales_in_half_precision_are_read_as_by_compressed_tensors(wide: Path, tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors")
+    from transformers import AutoModelForCausalLM
+
+    out = written(wide, tmp_path / "out", dtype="float16")
+    assert open_checkpoint(out).tensors["model.layers.0.mlp.up_proj.weight_scale"].dtype == "F16"
+    for name in ("float32", "float16"):
+        theirs = AutoModelForCausalLM.from_pretrained(out, dtype=getattr(torch, name)).eval()
+        ours = load_base(str(out), device="cpu", dtype=name).model
+        logits(theirs)  # the package dequantises at the first pass
+        found = dict(ours.named_parameters())
+        assert all(torch.equal(found[key], tensor) for key, tensor in theirs.named_parameters() if key in found)
+        assert sum(key in found for key, _ in theirs.named_parameters()) == len(found)
+
+
 def test_a_mixture_of_experts_is_refused(tmp_path: Path) -> None:
     base = tiny_causal(tmp_path / "base", "qwen2_moe", hidden=64)
     one = adapter(base, tmp_path / "one", targets=["q_proj"])

@@ -94,6 +94,21 @@ def as_whole(checkpoint: Checkpoint) -> Checkpoint:
     return made
 
 
+def dequantized_tensors(checkpoint: Checkpoint, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Return all tensors of a checkpoint; quantised weights are dequantised in float32 and rounded once.
+
+    Args:
+        checkpoint: A view of `as_whole`.
+        dtype: Dtype of dequantised weights; None for that of the model's config.
+    """
+    readers = checkpoint.readers if isinstance(checkpoint, DequantizedCheckpoint) else {}
+    tensors = {}
+    for name in checkpoint.tensors:
+        weight = readers[name]() if name in readers else None
+        tensors[name] = checkpoint.load(name) if weight is None else weight.weight().to(dtype or weight.dtype)
+    return tensors
+
+
 def dequantized_on_loading(stored: Mapping[str, object], path: str) -> bool:
     """Return whether this package dequantises models of a quantisation config itself, so that no other is needed.
 
