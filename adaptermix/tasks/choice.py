@@ -99,6 +99,7 @@ def _ending(row: ChoiceRow, choice: str) -> str:
     return choice[:1].lower() + choice[1:] if row.relation else choice
 
 
+_LETTERS = tuple("ABCDEFGHI")
 _SCORED = re.compile(r"\d+ \[(?P<scores>-?[\d.e+-]+/\d+(?: -?[\d.e+-]+/\d+)*)\]")
 """An answer with the likelihood of each choice: `2 [-3.5/4 -1.25/9]`."""
 
@@ -139,8 +140,8 @@ def _choices(row: JsonObject) -> tuple[str, ...]:
     if listed is None:
         listed = [
             row[name]
-            for kind in ("mc_answer", "choice")
-            for name in (f"{kind}{n}" for n in range(1, 10))
+            for kind, marks in (("mc_answer", "123456789"), ("choice", "123456789"), ("option_", "abcdefghi"))
+            for name in (f"{kind}{mark}" for mark in marks)
             if name in row
         ]
     return tuple(map(_one_line, listed)) if isinstance(listed, list) else ()
@@ -156,6 +157,9 @@ def _right(row: JsonObject, choices: Sequence[str]) -> int | None:
     if isinstance(value, int) and not isinstance(value, bool):
         return value if 0 <= value < len(choices) else None
     text = _one_line(value)
+    if "option_a" in row and text in _LETTERS:  # Global-MMLU
+        number = _LETTERS.index(text)
+        return number if number < len(choices) else None
     return choices.index(text) if text in choices else None
 
 
