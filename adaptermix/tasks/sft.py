@@ -152,10 +152,10 @@ class Sft(BaseTask[SftRow]):
     Exact match, in [0, 1], is for answers with one right form and ignores blanks at their ends. `chrf` is computed
     over the whole set of answers, in [0, 100]; see `adaptermix.tasks.overlap`.
 
-    Files are JSONL with `messages`, a list of `role` and `content` that ends with the answer, or `conversations`, the
-    same as ShareGPT has it (`from`, `value`); or with `prompt` and
-    `answer`, also called `instruction` (with `input` below it) and `output`, `question`, `response`, `completion`, `inputs`, `targets`. Rows
-    with an empty prompt or answer are left out. The language comes from the argument (`de=FILE`), else the
+    Files are JSONL with `messages`, a list of `role` and `content` that ends with the answer, or ShareGPT's
+    `conversations` (`from`, `value`); or with `prompt` and
+    `answer`, also called `instruction` (with `input` below it) and `output`, `question`, `response`, `completion`,
+    `inputs`, `targets`. Rows with an empty prompt or answer are left out. The language comes from the argument (`de=FILE`), else the
     row's `language`, else the file's name, else it is `und`, since instruction data seldom have it.
     """
 

@@ -189,7 +189,7 @@ class DataFile:
 
 
 OPENERS: dict[str, Callable[[str, tuple[str, ...]], Sequence[DataFile]]] = {}
-"""Openers of data other than text, by the word before the colon of an argument or by suffix; languages are passed on."""
+"""Openers of data other than text, by the word before the colon of an argument or by suffix."""
 
 
 def text_hash(file: DataFile) -> str:

@@ -183,7 +183,8 @@ def open_hub(argument: str, languages: tuple[str, ...]) -> HubData:
     match = _FORM.fullmatch(argument)
     if match is None or argument.startswith("hf://"):
         raise DataError(
-            f"a data set of the Hub must be hf:owner/name[@REVISION][:config[:split]] or hf://datasets/owner/name[@REVISION][/FILE], "
+            f"a data set of the Hub must be hf:owner/name[@REVISION][:config[:split]] or "
+            "hf://datasets/owner/name[@REVISION][/FILE], "
             f"got {argument!r}.",
             code="hub-data.name",
         )

@@ -149,7 +149,12 @@ def _chosen(argument: str, known: Mapping[str, str], wanted: str) -> tuple[str, 
             code="preset.language",
         )
     code = next(key for key, each in known.items() if each == config)
-    return (code.replace("_", "-", 1) if code == config and "_" in code else code), config
+    base, _, mark = config.partition("_")
+    if code != config or not mark:
+        return code, config
+    # two scripts are two test sets, two treebanks are not two languages
+    shortest = canonical_language(base) or base
+    return (f"{shortest}-{mark}" if mark.istitle() else shortest), config
 
 
 def open_preset(argument: str, languages: tuple[str, ...]) -> list[DataFile]:
@@ -199,7 +204,7 @@ def _pair_in(name: str, text: str) -> tuple[str, str]:
     pair = tuple(split_pair(text))
     if len(pair) != 2:
         raise DataError(
-            f"preset:{name} has pairs, so its languages must be pairs, such as preset:{name}:de-en,tr-en, got {text!r}.",
+            f"preset:{name} needs pairs of languages, such as preset:{name}:de-en,tr-en, got {text!r}.",
             code="preset.pair",
         )
     return pair

@@ -136,3 +136,8 @@ def test_another_task_is_refused_by_name() -> None:
 def test_other_presets_are_refused(argument: str) -> None:
     with refuses("preset.name: belebele"):
         find_files([argument])
+
+
+def test_the_documentation_names_every_preset() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "formats.md").read_text(encoding="utf-8")
+    assert [name for name in PRESETS if f"`{name}`" not in text] == []

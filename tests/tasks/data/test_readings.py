@@ -14,6 +14,7 @@ datasets = pytest.importorskip("datasets")
 
 QA = {"question": "q", "context": "a b", "answers": {"text": ["b"], "answer_start": [2]}}
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
+SHAREGPT = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
 NLI = {"premise": "a", "hypothesis": "b", "label": 1}
 TAGS = datasets.Sequence(datasets.ClassLabel(names=["O", "B-PER", "I-PER"]))
 NER = {"tokens": ["Anna", "geht"], "ner_tags": [1, 0]}
@@ -64,7 +65,7 @@ READINGS: dict[str, tuple[str, str, dict[str, object], str | None]] = {
     "paws-x": ("pairs task", "de", PAIR, None),
     "paws-x as classify": ("classify", "de", PAIR, "row.missing-field"),
     "aya": ("sft", "de", {"inputs": "a", "targets": "b"}, None),
-    "sharegpt": ("sft", "de", {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, None),
+    "sharegpt": ("sft", "de", {"conversations": SHAREGPT}, None),
     "xsid columns": ("slots", "de", {"tokens": ["um", "sechs"], "slots": ["O", "B-time"]}, None),
     "chat": ("sft", "de", {"messages": CHAT}, None),
     "alpaca": ("sft", "de", {"instruction": "a", "input": "", "output": "b"}, None),
