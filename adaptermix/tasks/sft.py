@@ -155,7 +155,8 @@ class Sft(BaseTask[SftRow]):
     Files are JSONL with `messages`, a list of `role` and `content` that ends with the answer, or ShareGPT's
     `conversations` (`from`, `value`); or with `prompt` and
     `answer`, also called `instruction` (with `input` below it) and `output`, `question`, `response`, `completion`,
-    `inputs`, `targets`. Rows with an empty prompt or answer are left out. The language comes from the argument (`de=FILE`), else the
+    `inputs`, `targets`. Rows with an empty prompt or answer are left out. The language comes from the argument
+    (`de=FILE`), else the
     row's `language`, else the file's name, else it is `und`, since instruction data seldom have it.
     """
 

@@ -12,6 +12,7 @@ import pytest
 from adaptermix.tasks import get_task
 from adaptermix.tasks.data import read_pairs
 from adaptermix.tasks.data.files import find_files
+from adaptermix.tasks.data.hub import _load
 from adaptermix.tasks.data.presets import PRESETS
 
 from ...refusals import refuses
@@ -47,6 +48,7 @@ LAYOUTS: dict[str, tuple[str, dict[str, object], str]] = {
 def here(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
     monkeypatch.chdir(tmp_path)
+    _load.cache_clear()  # its key is the name, which is another folder in each test
 
 
 def lay_out(preset: str, configs: dict[str, Sequence[dict[str, object]]], split: str | None = None) -> None:
