@@ -153,6 +153,10 @@ class PublishError(AdapterMixError):
     """Publishing failed."""
 
 
+class ServerError(AdapterMixError):
+    """An inference server cannot be reached, or does not answer."""
+
+
 class ReportedElsewhere(AdapterMixError):  # noqa: N818  (it is not the fault itself)
     """The work failed in several processes, and another process reports the reason.
 

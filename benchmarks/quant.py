@@ -49,7 +49,7 @@ def ways(wanted: Any, dtype: torch.dtype, strategies: list[str]) -> Iterator[tup
     """Yield per strategy what is told of it, and the weight and the shift of the bias that it gives."""
     from adaptermix.baking.strategies import STRATEGIES, on_rows
 
-    held = wanted.known.held
+    held = wanted.known.measured
     base = wanted.base.weight()
     whole = base + wanted.delta
     in_16 = whole.to(dtype).float()

@@ -127,6 +127,7 @@ BY_HAND = {
     "quantize": {
         "none": "without_4_bits_it_is_the_sum_rounded_once",
         "nf4 fp4 int8": "the_nearest_codes_by_hand",
+        "int4": "codes_scales_and_words_by_hand",
     },
     "strategy": {
         "auto": "which_strategy_auto_takes",

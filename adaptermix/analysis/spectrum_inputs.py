@@ -11,6 +11,7 @@ from torch import Tensor
 from ..adapters import AdapterMeta, AdapterSource, open_adapter
 from ..algebra import LowRank
 from ..algebra.subspaces import Frame, frame
+from ..checkpoints.reading import check_whole
 from ..errors import AdapterFormatError, ModelError, code_of
 from ..io.checkpoint_files import Checkpoint, open_checkpoint, resolve_checkpoint
 
@@ -112,7 +113,7 @@ def open_side(reference: str) -> Weights | Updates:
         source = open_adapter(folder)
         shapes = {path: (header.out, header.into) for path, header in source.modules.items()}
         return Updates(reference=reference, source=source, matrices=shapes)
-    checkpoint = open_checkpoint(folder)
+    checkpoint = check_whole(open_checkpoint(folder))
     matrices = {
         key.removesuffix(".weight"): (header.shape[0], header.shape[1])
         for key, header in checkpoint.tensors.items()

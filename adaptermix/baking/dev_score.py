@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from ..evaluation import evaluate
 from ..io.json_types import JsonObject
+from ..io.temporary import temporary_folder
 from ..merging.merge_adapters import merge
 from ..options import EvaluateSettings
 from ..progress import Watcher
@@ -59,10 +59,10 @@ def scores(plan: BakePlan, baked: Path, lora: Path | None, watch: Watcher) -> di
         "seed": settings.seed,
         "template": template_of(task, plan.merge.sources, None),
     }
-    with TemporaryDirectory(prefix="adaptermix-") as folder:
+    with temporary_folder() as folder:
         adapter = settings.adapter[0]
         if len(settings.adapter) > 1:
-            adapter = str(Path(folder) / "sum")
+            adapter = str(folder / "sum")
             weights = [1.0] * len(settings.adapter)
             merge(settings.adapter, weights=weights, base=settings.base, out=adapter, allow_base_mismatch=True)
         quantize = "none" if plan.is_quantized_base or plan.strategy == "merge-16" else settings.quantize

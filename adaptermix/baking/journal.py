@@ -17,8 +17,9 @@ from torch import Tensor
 from ..algebra import LowRank
 from ..checkpoints.writing import DTYPES
 from ..io.disk import sync
-from ..io.files import locked_output, write_whole
+from ..io.files import locked_output, real_path, write_whole
 from ..io.safetensors_writer import write_tensors
+from ..io.temporary import when_written
 from ..progress import Watcher
 from .fidelity import Fidelity
 from .report import BakedModule
@@ -115,7 +116,7 @@ class Journal:
 def journal(out: Path, identity: Mapping[str, object], watch: Watcher) -> Iterator[Journal]:
     """Yield the journal of a bake, with the modules that an interrupted bake of the same identity finished.
 
-    The journal is removed if the block succeeds.
+    The journal is removed once the block has written the output.
 
     Args:
         out: The output.
@@ -136,6 +137,10 @@ def journal(out: Path, identity: Mapping[str, object], watch: Watcher) -> Iterat
             shutil.rmtree(done, ignore_errors=True)
         write_whole(folder / _PLAN, plan)
         done.mkdir(exist_ok=True)
-        yield Journal(done)
-        shutil.rmtree(done)
-        (folder / _PLAN).unlink()
+
+        def remove() -> None:
+            shutil.rmtree(done)
+            (folder / _PLAN).unlink()
+
+        with when_written(real_path(out), remove):
+            yield Journal(done)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from ..adapters.base_weights import find_weight, without_copies
 from ..algebra import Dense, Update
-from ..checkpoints.quantized import QuantizedCheckpoint, as_whole
-from ..checkpoints.reading import FLOATS, config_of
+from ..checkpoints.reading import FLOATS
 from ..checkpoints.writing import DTYPES, companions, parse_size
 from ..errors import ModelError, PlanError
-from ..io.checkpoint_files import Checkpoint
+from ..io.checkpoint_files import Checkpoint, config_of
 from ..io.files import check_not_input, check_output
 from ..io.fingerprints import fingerprint
 from ..io.json_types import JsonObject
@@ -27,8 +26,9 @@ from ..merging.merge_adapters import check_trained_on, make_plan
 from ..merging.merge_options import MergeOptions
 from ..merging.plan import MergePlan
 from ..models.devices import pick_device
-from ..models.formats import FORMATS, Quantized
-from ..models.quantization import identity, skipped_modules
+from ..models.formats import FORMATS, Format, Quantized
+from ..models.formats.checkpoint import DequantizedCheckpoint, QuantizedCheckpoint, as_whole
+from ..models.quantization import identity, is_skipped, skipped_modules
 from ..options import BakeSettings
 from ..training.dry_run import outline
 
@@ -54,6 +54,7 @@ class BakePlan:
         paths: Path in the model of every linear layer, by the name of its weight.
         linear: Names of the weights that a quantised base stores quantised.
         skipped: Modules that it does not quantise.
+        unfit: Paths of linear layers that the format cannot hold, so that they stay in 16 bits.
         transposed: Names of weights stored as [in out], though quantised ones are [out in].
         rounded_from: Dtype of weights before they are quantised, as in the training of the adapters; None for the
             storage dtype.
@@ -67,6 +68,7 @@ class BakePlan:
     paths: Mapping[str, str]
     linear: frozenset[str]
     skipped: tuple[str, ...]
+    unfit: tuple[str, ...]
     transposed: frozenset[str]
     rounded_from: torch.dtype | None
 
@@ -85,8 +87,13 @@ class BakePlan:
 
     @property
     def is_quantized_base(self) -> bool:
-        """Whether the base's files are quantised."""
+        """Whether the base is in the format of the result, so that its codes are kept where possible."""
         return isinstance(self.checkpoint, QuantizedCheckpoint)
+
+    @property
+    def format(self) -> Format | None:
+        """The format of the result; None in 16 bits."""
+        return None if self.settings.quantize == "none" else FORMATS[self.settings.quantize]
 
     def pass_dtype(self) -> str:
         """Return the dtype to load the base in, so that its codes equal those of this bake."""
@@ -165,7 +172,7 @@ def prepare(settings: BakeSettings) -> BakePlan:
         raise PlanError("bake needs a base model. Pass --base MODEL.", code="base.needed")
     checkpoint = as_whole(merge.checkpoint)
     # a quantised base has other files
-    if not settings.allow_base_mismatch and not isinstance(checkpoint, QuantizedCheckpoint):
+    if not settings.allow_base_mismatch and not isinstance(checkpoint, DequantizedCheckpoint):
         check_trained_on(merge.sources, fingerprint(checkpoint.path), settings.base)
     checkpoint = untied(checkpoint, merge)
     sources = tuple(without_copies(source, checkpoint) for source in merge.sources)
@@ -177,17 +184,18 @@ def prepare(settings: BakeSettings) -> BakePlan:
     companions(checkpoint.path)
     names = weight_names(merge, checkpoint)
     _check_shapes(merge, checkpoint, names)
-    paths, linear, skipped, transposed = _layers(settings, checkpoint)
+    layers = _layers(settings, checkpoint)
     return BakePlan(
         settings=settings,
         merge=merge,
         checkpoint=checkpoint,
         device=pick_device(settings.device),
         names=names,
-        paths=paths,
-        linear=frozenset(linear if settings.quantize != "none" else ()),
-        skipped=skipped,
-        transposed=frozenset(transposed),
+        paths=layers.paths,
+        linear=frozenset(layers.linear if settings.quantize != "none" else ()),
+        skipped=tuple(layers.skipped),
+        unfit=tuple(layers.unfit),
+        transposed=frozenset(layers.transposed),
         rounded_from=None if settings.dtype else _trained_in(merge, settings.quantize),
     )
 
@@ -242,43 +250,93 @@ def _check_shapes(merge: MergePlan, checkpoint: Checkpoint, names: Mapping[str, 
             )
 
 
-def _layers(
-    settings: BakeSettings, checkpoint: Checkpoint
-) -> tuple[dict[str, str], set[str], tuple[str, ...], set[str]]:
-    """Return the linear layers' paths by weight name, weights to quantise, skipped modules, transposed weights."""
+@dataclass(frozen=True, kw_only=True)
+class _Layers:
+    """The linear layers of a base; the fields are those of `BakePlan`."""
+
+    paths: Mapping[str, str] = field(default_factory=dict)
+    linear: Collection[str] = ()
+    skipped: Sequence[str] = ()
+    unfit: Sequence[str] = ()
+    transposed: Collection[str] = ()
+
+
+def _layers(settings: BakeSettings, checkpoint: Checkpoint) -> _Layers:
+    """Find the linear layers of a base, and those of them that are quantised.
+
+    Raises:
+        ModelError: none can be in the format of the result.
+    """
     if settings.quantize == "none" and not settings.calibration:
-        return {}, set(), (), set()
+        return _Layers()
     model: PreTrainedModel = outline(settings.base)
     head = model.get_output_embeddings() if hasattr(model, "lm_head") or "CausalLM" in type(model).__name__ else None
     left = skipped_modules(None if head is not None else ())
     paths: dict[str, str] = {}
-    transposed: set[str] = set()
+    kinds: dict[str, str] = {}
     whole: list[str] = []
     for path, module in model.named_modules():
         if type(module) is not nn.Linear and type(module).__name__ != "Conv1D":
             continue
-        if module is head or any(path == name or path.startswith(f"{name}.") for name in left):
+        if module is head or is_skipped(path, left):
             whole.append(path)
             continue
         try:
             name = find_weight(checkpoint, path)
         except ModelError:  # the head is new when the model is loaded, so it is not written
             continue
-        paths[name] = path
-        if type(module) is not nn.Linear:
-            transposed.add(name)
+        paths[name], kinds[name] = path, type(module).__name__
+    transposed = {name for name, kind in kinds.items() if kind != "Linear"}
     if isinstance(checkpoint, QuantizedCheckpoint):
-        if transposed:
-            raise ModelError(
-                f"the base model {checkpoint.path} has quantised Conv1D layers, which are not supported. Give the "
-                "model that it was made from.",
-                code="bake.conv1d",
-            )
-        listed = config_of(checkpoint)["quantization_config"].get("llm_int8_skip_modules")
-        others = [*whole, *(path for name, path in paths.items() if name not in checkpoint.readers)]
-        return paths, set(checkpoint.readers), tuple(listed or others), transposed
-    linear = set(paths)
-    known = {name.removesuffix(".weight") for name in linear}
+        return _quantized_layers(checkpoint, FORMATS[settings.quantize], paths, whole, transposed)
+    fitting = set(paths) if settings.quantize == "none" else _fitting(settings.quantize, checkpoint, kinds)
+    unfit = [path for name, path in paths.items() if name not in fitting]
+    if paths and not fitting:
+        raise ModelError(
+            f"{settings.quantize} is for {FORMATS[settings.quantize].reach}, and no layer of {checkpoint.path} is one "
+            f"(the first is '{unfit[0]}'). Use another --quantize.",
+            code="bake.no-fitting-layer",
+        )
+    known = {name.removesuffix(".weight") for name in paths}
     others = [name.removesuffix(".weight") for name in checkpoint.tensors if name.endswith(".weight")]
     others_2d = [name for name in others if name not in known and len(checkpoint.tensors[f"{name}.weight"].shape) == 2]
-    return paths, linear, tuple(dict.fromkeys([*whole, *left, *others_2d, *_HEADS])), transposed
+    skipped = list(dict.fromkeys([*whole, *left, *unfit, *others_2d, *_HEADS]))
+    return _Layers(paths=paths, linear=fitting, skipped=skipped, unfit=unfit, transposed=transposed)
+
+
+def _fitting(quantize: str, checkpoint: Checkpoint, kinds: Mapping[str, str]) -> set[str]:
+    """Return the names of the weights that can be in a format, of modules of these kinds.
+
+    Raises:
+        ModelError: the model has experts, and the format does not hold them.
+    """
+    form = FORMATS[quantize]
+    expert = next((name for name in checkpoint.tensors if ".experts." in name), None)
+    if expert and not form.has_experts:
+        raise ModelError(
+            f"{quantize} is not for models with a mixture of experts, and {checkpoint.path} has '{expert}'. Use "
+            "another --quantize.",
+            code="bake.experts",
+        )
+    # A Conv1D stores [in out].
+    shapes = {
+        name: shape if kinds[name] == "Linear" else shape[::-1]
+        for name in kinds
+        if len(shape := checkpoint.tensors[name].shape) == 2
+    }
+    return {name for name, shape in shapes.items() if kinds[name] in form.modules and form.fits(shape)}
+
+
+def _quantized_layers(
+    checkpoint: QuantizedCheckpoint, form: Format, paths: Mapping[str, str], whole: Sequence[str], transposed: set[str]
+) -> _Layers:
+    """Return the layers of a base in the format of the result."""
+    if transposed:
+        raise ModelError(
+            f"the base model {checkpoint.path} has quantised Conv1D layers, which are not supported. Give the "
+            "model that it was made from.",
+            code="bake.conv1d",
+        )
+    listed = config_of(checkpoint)["quantization_config"].get(form.skip_key)
+    others = [*whole, *(path for name, path in paths.items() if name not in checkpoint.readers)]
+    return _Layers(paths=paths, linear=set(checkpoint.readers), skipped=listed or others)

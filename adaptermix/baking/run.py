@@ -11,10 +11,8 @@ from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from ..adapters import AdapterSource, AdapterState, TargetSpec, write_adapter
-from ..checkpoints.quantized import QuantizedCheckpoint, as_whole
 from ..checkpoints.reading import base_entry, open_model
 from ..checkpoints.tensor_writing import bytes_of, write_shards
 from ..checkpoints.writing import copy_companions, parse_size, plan_shards, write_checkpoint
@@ -22,10 +20,12 @@ from ..errors import PlanError
 from ..io.files import whole_folder
 from ..io.fingerprints import companion_digest
 from ..io.json_types import JsonObject
+from ..io.temporary import temporary_folder
 from ..merging.merge_adapters import merge
 from ..merging.on_model import acting
 from ..models.base import load_base
 from ..models.formats import FORMATS
+from ..models.formats.checkpoint import DequantizedCheckpoint, as_whole
 from ..options import BakeSettings
 from ..options.paths import holds_output
 from ..options.roles import NO_PART_OF_RESULT, Role, marked
@@ -62,6 +62,7 @@ def bake(settings: BakeSettings, *, watch: Watcher = SILENT) -> BakeReport:
         return _kept_apart(settings, watch)
     plan = prepare(settings)
     _check_quantiser(plan, watch)
+    _tell_unfit(plan, watch)
     if settings.task:
         check_task(plan, watch)
     out = Path(settings.out)
@@ -72,7 +73,7 @@ def bake(settings: BakeSettings, *, watch: Watcher = SILENT) -> BakeReport:
             writer = TensorWriter(plan, inputs.of, Journal(None), compare=True)
             if not settings.task:
                 return _report(plan, writer, _tried(plan, writer, watch))
-            folder = Path(stack.enter_context(TemporaryDirectory(prefix="adaptermix-")))
+            folder = stack.enter_context(temporary_folder())
         else:
             notes = journal(out, _identity(plan, inputs), watch) if _is_kept(plan) else nullcontext(Journal(None))
             kept = stack.enter_context(notes)
@@ -143,6 +144,16 @@ def _check_quantiser(plan: BakePlan, watch: Watcher) -> None:
             watch.note(f"note: {trained_on} {trained}, and the result is {meant}.")
 
 
+def _tell_unfit(plan: BakePlan, watch: Watcher) -> None:
+    """Name the layers that the format cannot hold."""
+    if unfit := plan.unfit:
+        more = f" and {len(unfit) - 3} more" if len(unfit) > 3 else ""
+        watch.note(
+            f"note: {len(unfit)} of {len(plan.paths)} linear layers stay in 16 bits, since {plan.settings.quantize} is "
+            f"for {FORMATS[plan.settings.quantize].reach}: {', '.join(unfit[:3])}{more}."
+        )
+
+
 class _Inputs:
     """Input statistics of modules on the calibration texts; the model is loaded at the first request."""
 
@@ -183,12 +194,13 @@ class _Inputs:
 
 def _identity(plan: BakePlan, inputs: _Inputs) -> JsonObject:
     """Return the settings and inputs that finished modules depend on."""
+    package = [plan.format.package] if plan.format and plan.format.package else []
     roles = [*NO_PART_OF_RESULT, Role.AFTERWARDS, *([Role.STRATEGY] if plan.strategy == "calibrated" else [])]
     return {
         "settings": plan.settings.model_dump(mode="json", exclude={"out", *marked(plan.settings, *roles)}),
         "measured": 2,  # increase this when modules are measured or chosen in another way
         "device": plan.device.type,  # the dtype of a pass depends on it
-        "versions": {name: version(name) for name in ("adaptermix", "torch", "transformers", "bitsandbytes")},
+        "versions": {name: version(name) for name in ("adaptermix", "torch", "transformers", *package)},
         "base": base_entry(plan.settings.base, plan.checkpoint),
         "base_files": companion_digest(plan.checkpoint.path),
         "adapters": [source.digest for source in plan.merge.sources],
@@ -198,7 +210,7 @@ def _identity(plan: BakePlan, inputs: _Inputs) -> JsonObject:
 
 def _kept_apart(settings: BakeSettings, watch: Watcher) -> BakeReport:
     """Write the sum of the adapters as one LoRA next to the base, whose codes do not change."""
-    is_quantized = isinstance(as_whole(open_model(settings.base)), QuantizedCheckpoint)
+    is_quantized = isinstance(as_whole(open_model(settings.base)), DequantizedCheckpoint)
     merged = merge(
         settings.adapter,
         weights=[1.0] * len(settings.adapter),
@@ -316,12 +328,13 @@ def _quantiser(folder: Path, plan: BakePlan, whole: list[str]) -> JsonObject:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     # A model that is loaded without its head has other paths.
     short = [name.partition(".")[2] for name in whole if "." in name]
-    left = [*plan.skipped, *sorted({*whole, *short})]
-    if "quantization_config" in config:
-        return {**config["quantization_config"], "llm_int8_skip_modules": left}
+    left = list(dict.fromkeys([*plan.skipped, *sorted({*whole, *short})]))
+    form = FORMATS[plan.settings.quantize]
+    if plan.is_quantized_base:
+        return {**config["quantization_config"], form.skip_key: left}
     dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-    named: JsonObject = FORMATS[plan.settings.quantize].config(dtype, left).to_dict()
-    return named
+    widths = {plan.paths[name]: plan.checkpoint.tensors[name].shape[-1] for name in sorted(plan.linear)}
+    return form.entry(dtype, left, {path: width for path, width in widths.items() if path not in whole})
 
 
 def _name_quantiser(folder: Path, quantiser: Mapping[str, object] | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -85,20 +85,45 @@ class TensorWriter:
         biases = {plan.bias_of(name) for name in plan.names}
         order = sorted(plan.checkpoint.tensors, key=lambda name: name in biases)
         with watch.track("bake", len(order)) as advance:
-            for name in order:
-                if name not in plan.linear and name in plan.names:
-                    yield {name: self._added(name)}
-                elif name not in plan.linear:
-                    tensor = plan.checkpoint.load(name)
-                    result = tensor if name not in self._shifts else tensor.float() + self._shifts[name].cpu()
-                    yield {name: self._narrowed(name, result, tensor.dtype)}
-                elif name not in plan.names:
-                    yield _on_cpu(plan.quantized(name).stored(name))
-                else:
-                    finished = self._journal.read(name) or self._finish(name)
-                    self._keep(name, finished)
-                    yield dict(finished.tensors)
-                advance(1, name)
+            for names in _joined(order, plan):
+                finished = self._finished(names)
+                for name in names:
+                    if name in plan.linear:
+                        yield self._quantized(name, finished)
+                    elif name in plan.names:
+                        yield {name: self._added(name)}
+                    else:
+                        tensor = plan.checkpoint.load(name)
+                        result = tensor if name not in self._shifts else tensor.float() + self._shifts[name].cpu()
+                        yield {name: self._narrowed(name, result, tensor.dtype)}
+                    advance(1, name)
+
+    def _finished(self, names: Sequence[str]) -> dict[str, Finished]:
+        """Return the modules with a delta among some that an engine joins: all quantised, or all in 16 bits."""
+        plan = self._plan
+        changed = [name for name in names if name in plan.linear and name in plan.names]
+        finished = {name: self._journal.read(name) or self._finish(name) for name in changed}
+        if any(module.is_whole for module in finished.values()):
+            for name in [name for name, module in finished.items() if not module.is_whole]:
+                finished[name] = self._finish(name, whole=True)
+        return finished
+
+    def _quantized(self, name: str, finished: Mapping[str, Finished]) -> dict[str, Tensor]:
+        """Return the tensors of a linear layer.
+
+        Args:
+            name: Name of the weight.
+            finished: Modules with a delta that an engine joins with this one.
+        """
+        plan = self._plan
+        if name in finished:
+            self._keep(name, finished[name])
+            return dict(finished[name].tensors)
+        base = plan.quantized(name)
+        if not any(module.is_whole for module in finished.values()):
+            return _on_cpu(base.stored(name))
+        self.whole.append(plan.paths.get(name, name.removesuffix(".weight")))
+        return {name: self._narrowed(name, base.weight(), base.dtype).cpu()}
 
     def lora_bytes(self) -> int:
         """The size of the residual LoRA."""
@@ -135,7 +160,8 @@ class TensorWriter:
             )
         return result
 
-    def _finish(self, name: str) -> Finished:
+    def _finish(self, name: str, *, whole: bool = False) -> Finished:
+        """Compute a module; with `whole` it stays in 16 bits under every strategy."""
         plan, bias = self._plan, self._plan.bias_of(name)
         base, update = plan.quantized(name), plan.update(name)
         insertion = Insertion(
@@ -148,11 +174,10 @@ class TensorWriter:
             least=plan.settings.keep_at_least,
             most=plan.settings.error_at_most,
         )
-        whole = insertion.base.weight() + insertion.delta
-        kept = self._narrowed(name, whole, base.dtype)
+        kept = self._narrowed(name, insertion.base.weight() + insertion.delta, base.dtype)
         in_16 = _rounded("dequant-16", insertion.delta, kept.float() - base.weight(), self._rows_of(name))
         try:
-            strategy, baked = self._baked(insertion)
+            strategy, baked = ("dequant-16", None) if whole else self._baked(insertion)
             compared = self._compared(name, insertion, in_16, kept)
         except ValueError as error:
             raise PlanError(
@@ -212,6 +237,20 @@ class TensorWriter:
 
     def _tell(self, name: str, module: BakedModule) -> None:
         self.modules[self._plan.names[name]] = module
+
+
+def _joined(order: Sequence[str], plan: BakePlan) -> Iterator[list[str]]:
+    """Yield the names of tensors in this order, those of weights that engines join in one matrix together."""
+    together = plan.format.together if plan.format else ()
+    members: dict[str, list[str]] = {}
+    keys = {}
+    for name in order:
+        layer, _, module = name.removesuffix(".weight").rpartition(".")
+        number = next((number for number, names in enumerate(together) if module in names), None)
+        keys[name] = name if number is None or name not in plan.linear else f"{layer}:{number}"
+        members.setdefault(keys[name], []).append(name)
+    for key in dict.fromkeys(keys.values()):
+        yield members[key]
 
 
 def _rounded(strategy: str, delta: Tensor, realised: Tensor, rows: Rows | None) -> BakedModule:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ModelError
-from ..io.checkpoint_files import Checkpoint, open_checkpoint, resolve_checkpoint
+from ..io.checkpoint_files import Checkpoint, config_of, open_checkpoint, resolve_checkpoint
 from ..io.files import sha256
 from ..io.fingerprints import fingerprint
 from ..io.json_types import JsonObject
@@ -41,13 +39,22 @@ def open_model(reference: str | Path) -> Checkpoint:
     return open_checkpoint(resolve_checkpoint(str(reference)))
 
 
-def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the content of `config.json`; empty if it is missing or invalid."""
-    try:
-        config = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return config if isinstance(config, dict) else {}
+def check_whole(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a model whose weights are not quantised.
+
+    Raises:
+        ModelError: they are quantised.
+    """
+    stored = config_of(checkpoint).get("quantization_config")
+    method = stored.get("quant_method") if isinstance(stored, dict) else None
+    if method:
+        raise ModelError(
+            f"a model must be in whole precision here, and {checkpoint.path} is quantised by '{method}'. Give the "
+            "model that it was made from, or first write it in 16 bits: bake reads 4 bits of GPTQ, AWQ, bitsandbytes "
+            "and compressed-tensors.",
+            code="quantized.whole",
+        )
+    return checkpoint
 
 
 def task_type(config: JsonObject) -> str | None:

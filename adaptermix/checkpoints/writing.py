@@ -37,7 +37,10 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "
 _STORED = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 _COMPANIONS = {".json", ".model", ".txt", ".jinja", ".py", ".tiktoken", ".spm", ".bpe"}
 _TEMPLATES = "additional_chat_templates"
-_NOT_COPIED = {"adapter_config.json", "adaptermix.json", "requirements.txt", "trainer_state.json"}
+_NOT_COPIED = {
+    *("adapter_config.json", "adaptermix.json", "requirements.txt", "trainer_state.json"),
+    *("quantize_config.json", "quant_config.json"),  # of GPTQ and AWQ models, which are never written
+}
 _LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
 
 

@@ -83,7 +83,7 @@ def _prepare(arguments: list[str]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 could not be done, 2 wrong usage, 130 interrupted."""
+    """Run the command line and exit: 0 done, 1 could not be done, 2 wrong usage, 130 after SIGINT or SIGTERM."""
     is_called = arguments is not None  # by a program that continues afterwards
     arguments = sys.argv[1:] if arguments is None else arguments
     interrupts = Interrupts()
@@ -95,6 +95,8 @@ def main(arguments: list[str] | None = None) -> None:
         interrupts.end(restore=is_called)
     except BaseException as error:  # turned into exit codes, or raised again
         interrupts.end(restore=is_called)
-        code = fail(error, as_json="--json" in arguments)
+        command = COMMANDS.get(arguments[0]) if arguments else None
+        after_interrupt = command.after_interrupt if command else ""
+        code = fail(error, as_json="--json" in arguments, after_interrupt=after_interrupt)
         close_streams()
     sys.exit(code if isinstance(code, int) else 0)

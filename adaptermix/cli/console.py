@@ -157,18 +157,12 @@ class Lines:
         """Show nothing: the log has it."""
 
 
-def _failure(error: BaseException) -> tuple[int, str, str] | None:
+def _failure(error: BaseException, after_interrupt: str) -> tuple[int, str, str] | None:
     """Return exit code, kind and message of a failure that has a name; None for a fault of the program."""
     if isinstance(error, click.Abort) and isinstance(error.__cause__, KeyboardInterrupt):
         error = error.__cause__  # click hides the interrupted operation
     if isinstance(error, KeyboardInterrupt | click.Abort):
-        reason = str(error) or "stopped"
-        return (
-            130,
-            "Interrupted",
-            f"interrupted: {reason}. Continue training and recipes with --resume; repeat the command for searches, "
-            "bakes and the demo.",
-        )
+        return 130, "Interrupted", f"interrupted: {str(error) or 'stopped'}. {after_interrupt}".strip()
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         return 2, "Usage", error.format_message()
     if isinstance(error, click.ClickException):
@@ -214,8 +208,13 @@ def _codes(error: BaseException, kind: str) -> JsonObject:
     return {"code": f"{area}.{re.sub('(?<=.)(?=[A-Z][a-z])', '-', name).lower()}"}
 
 
-def fail(error: BaseException, *, as_json: bool) -> int:
+def fail(error: BaseException, *, as_json: bool, after_interrupt: str = "") -> int:
     """Show a failure and return the exit code; faults of the program itself are raised again.
+
+    Args:
+        error: The failure.
+        as_json: Show it as a JSON document.
+        after_interrupt: What the user can do after an interrupt, as a sentence.
 
     Raises:
         BaseException: the error has no name here, so a traceback helps more than a sentence.
@@ -223,7 +222,7 @@ def fail(error: BaseException, *, as_json: bool) -> int:
     if isinstance(error, SystemExit | click.exceptions.Exit):
         code = error.exit_code if isinstance(error, click.exceptions.Exit) else error.code
         return code if isinstance(code, int) else 1
-    failure = _failure(error)
+    failure = _failure(error, after_interrupt)
     if failure is None:
         raise error
     code, kind, message = failure

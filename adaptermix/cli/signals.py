@@ -1,4 +1,4 @@
-"""Handling of interrupts: the first one ends the work, which then cleans up; the third one ends the process."""
+"""Handling of SIGINT and SIGTERM: the first ends the work, which then cleans up; the third ends the process."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ _Handler = Callable[[int, FrameType | None], object] | int | None
 _AGAIN = 0.5
 """Seconds after which an interrupt that some code has swallowed is raised again."""
 _GIVE_UP = 3
-"""Number of interrupts at which the process ends without cleaning up."""
+"""Number of signals at which the process ends without cleaning up."""
+_INTERRUPTED = 130
+"""Exit code after both signals: a caller needs one number for "interrupted; the command may be repeated"."""
 
 
 class Interrupts:
-    """Turns SIGINT and SIGTERM into exceptions: KeyboardInterrupt, and SystemExit with 143.
+    """Turns SIGINT and SIGTERM into KeyboardInterrupt, which ends the command line with exit code 130.
 
-    A second interrupt while the work cleans up is ignored, so that it can remove half-written files. If some code
+    A second signal while the work cleans up is ignored, so that it can remove half-written files. If some code
     swallows the exception, as Python does in a finaliser, it is raised again.
     """
 
@@ -50,13 +52,13 @@ class Interrupts:
             for number, handler in self._before.items():
                 signal.signal(number, handler)
 
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
+    def _handle(self, _number: int, _frame: FrameType | None) -> None:
         self._count += 1
         if self._count >= _GIVE_UP:
-            os._exit(128 + number)
+            os._exit(_INTERRUPTED)
         if self._is_over or self._error:
             return
-        self._error = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
+        self._error = KeyboardInterrupt()
         self._arm()
         raise self._error
 
@@ -70,7 +72,7 @@ class Interrupts:
         self._arm()
         handled: BaseException | None = sys.exception()
         while handled is not None:
-            if isinstance(handled, KeyboardInterrupt | SystemExit):
+            if isinstance(handled, KeyboardInterrupt):
                 return  # the work is cleaning up
             handled = handled.__cause__ or handled.__context__
         raise self._error

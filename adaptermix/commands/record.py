@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from ..progress import Watcher
 
 
+STARTS_AGAIN = "The same command starts again from the beginning."
+WITH_RESUME = "Continue with the same command and --resume."
+CONTINUES = "The same command continues."
+
+
 class Report(Protocol):
     """What a command returns."""
 
@@ -42,6 +47,7 @@ class Command:
         hidden: Options that only recipes and Python have.
         function: Its name in `adaptermix`, if it is made from this record.
         makes: Description of its output in the model card.
+        after_interrupt: What a user can do after Ctrl-C or SIGTERM, as a sentence.
     """
 
     name: str
@@ -57,6 +63,7 @@ class Command:
     hidden: tuple[str, ...] = ()
     function: str | None = None
     makes: str | None = None
+    after_interrupt: str = STARTS_AGAIN
 
     def schema(self) -> type[Settings]:
         """Return the class of the options."""

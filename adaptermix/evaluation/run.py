@@ -31,6 +31,7 @@ from ..tasks.tagged import to_entry
 from .answering import Answering
 from .fusion_sources import FusionSource, fusing
 from .score import Score, Statistics, by_role, count_rows, documents, draws, mean_score, paired_difference
+from .server import server_answers
 
 BASE = "base"
 """Name of the base model alone in `--against`."""
@@ -254,8 +255,13 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
         )
     if head is None:
         require_causal(settings.base, f"without a head for it, task '{task.name}'")
-    base = load_base(settings.base, **settings.load_options(), head=head)
-    note_other_base(base, [*sources, *(others or [])], watch)
+    if head and settings.server:
+        raise PlanError(
+            f"servers do not run adapters with {head.form.title}: evaluate them without --server.", code="server.head"
+        )
+    base = None if settings.server else load_base(settings.base, **settings.load_options(), head=head)
+    if base:
+        note_other_base(base, [*sources, *(others or [])], watch)
     roles = manifest.inherit(sources)["languages"] or {}
     scored = _Scoring(base, task, rows, source_rows, settings, template=template, roles=roles, watch=watch)
     missing = sum(is_missing(task, source) for source in source_rows or ()) or None
@@ -276,7 +282,7 @@ class _Scoring:
 
     def __init__(
         self,
-        base: BaseModel,
+        base: BaseModel | None,
         task: Task,
         rows: Sequence[Row],
         source_rows: Sequence[Row] | None,
@@ -290,34 +296,23 @@ class _Scoring:
         self._settings, self._template, self._roles, self._watch = settings, template, roles, watch
         self._cached: dict[bool, Answering] = {}
 
-    def _answering(self, *, is_joined: bool) -> Answering:
+    def _answering(self, base: BaseModel, *, is_joined: bool) -> Answering:
         """Return the object that answers the rows, joined with their sources if requested; cached with its drafts."""
         if is_joined not in self._cached:
             rows = joined(self._task, self._rows, self._sources) if is_joined and self._sources else self._rows
             self._cached[is_joined] = Answering(
-                self._base, self._task, rows, self._settings, template=self._template, watch=self._watch
+                base, self._task, rows, self._settings, template=self._template, watch=self._watch
             )
         return self._cached[is_joined]
 
     def __call__(self, systems: Sequence[AdapterSource], label: str) -> Evaluation:
-        fusion = fusion_of(systems)
-        source_rows = self._rows if reads_itself(systems) else self._sources
-        if fusion and source_rows is None:
-            self._watch.note(
-                "warning: without sources a fused adapter is a plain LoRA; pass the rows' sources with --source."
-            )
-        answering = self._answering(is_joined=fusion.get("fusion") == INPUT)
-        entry = [system.meta.manifest.get("fusion") or {} for system in systems]
-        source = FusionSource(
-            fusion=fusion,
-            task=self._task,
-            rows=source_rows if fusion else None,
-            template=self._template,
-            fingerprint=next((known.get("encoder_fingerprint") for known in entry), None),
-        )
-        with acting(self._base, systems), fusing(self._base, answering, source, self._settings):
-            answers = answering(label)
         settings = self._settings
+        if self._base is None:
+            answers = server_answers(
+                settings, systems, self._task, self._rows, template=self._template, label=label, watch=self._watch
+            )
+        else:
+            answers = self._answers(self._base, systems, label)
         return score_answers(
             self._task,
             self._rows,
@@ -327,6 +322,25 @@ class _Scoring:
             metric=settings.metric,
             scorer=settings.scorer,
         )
+
+    def _answers(self, base: BaseModel, systems: Sequence[AdapterSource], label: str) -> list[str]:
+        fusion = fusion_of(systems)
+        source_rows = self._rows if reads_itself(systems) else self._sources
+        if fusion and source_rows is None:
+            self._watch.note(
+                "warning: without sources a fused adapter is a plain LoRA; pass the rows' sources with --source."
+            )
+        answering = self._answering(base, is_joined=fusion.get("fusion") == INPUT)
+        entry = [system.meta.manifest.get("fusion") or {} for system in systems]
+        source = FusionSource(
+            fusion=fusion,
+            task=self._task,
+            rows=source_rows if fusion else None,
+            template=self._template,
+            fingerprint=next((known.get("encoder_fingerprint") for known in entry), None),
+        )
+        with acting(base, systems), fusing(base, answering, source, self._settings):
+            return answering(label)
 
 
 def _write_predictions(path: Path, task: Task, rows: Sequence[Row], result: Evaluation) -> None:

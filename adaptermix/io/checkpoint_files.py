@@ -170,6 +170,15 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(path=folder, tensors=dict(sorted(tensors.items())))
 
 
+def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the content of `config.json`; empty if it is missing or invalid."""
+    try:
+        config = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
 def open_tensors(path: str | Path) -> Checkpoint:
     """Open one safetensors file as a checkpoint.
 

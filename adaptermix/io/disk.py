@@ -104,10 +104,14 @@ def _take(path: Path, *, needs_locks: bool = False) -> int:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, *, needs_locks: bool = False) -> Iterator[None]:
     """Lock a file while the block runs; the system releases the lock when the process ends in any way.
 
     The file is removed at the end. A lock file that a killed process left is reused.
+
+    Args:
+        path: The file.
+        needs_locks: Fail on a file system without locks, instead of running the block without one.
 
     Raises:
         BlockingIOError: another process, or another thread of this one, has the lock.
@@ -122,13 +126,16 @@ def locked(path: Path) -> Iterator[None]:
         except Timeout as error:
             raise BlockingIOError(errno.EWOULDBLOCK, "another process holds the lock", str(path)) from error
         return
-    handle = _take(path)
+    handle = None
     try:
+        with uninterrupted():
+            handle = _take(path, needs_locks=needs_locks)
         yield
     finally:
         with uninterrupted():
-            path.unlink(missing_ok=True)
-            os.close(handle)
+            if handle is not None:
+                path.unlink(missing_ok=True)
+                os.close(handle)
 
 
 def open_temporary(path: Path, name: Path) -> tuple[int, Path]:

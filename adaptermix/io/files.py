@@ -15,9 +15,10 @@ from pathlib import Path
 
 from ..errors import OutputError
 from .disk import exchange, locked, open_temporary, sync, sync_tree, uninterrupted
-from .folders import contains, parents_made, with_links
+from .folders import contains, make_folders, parents_made, with_links
 from .json_types import JsonObject
 from .launcher import is_main_process
+from .temporary import clean_up_after
 
 MANIFEST = "adaptermix.json"
 ROWS_FILE = "adaptermix.rows"
@@ -255,12 +256,7 @@ def locked_output(folder: Path, out: Path) -> Iterator[None]:
     """
     with output_lock(out):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"{out} cannot be made: {error.strerror} ({folder}). Give another --out.", code="output.unwritable"
-            ) from error
-        try:
+            make_folders([folder], out)
             yield
         finally:
             if folder != out:
@@ -313,8 +309,8 @@ def whole_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     with output_lock(path):
         check_output(path, overwrite=overwrite)
         temporary = hidden_path(path, "new")
-        temporary.mkdir()
         try:
+            temporary.mkdir()
             yield temporary
             for file in temporary.rglob("*"):
                 if file.is_file() and not file.is_symlink():  # Some writers, such as safetensors, leave mode 0600.
@@ -324,6 +320,7 @@ def whole_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
             with uninterrupted():
                 check_output(path, overwrite=overwrite)  # Another program may have created something at this path.
                 _put(temporary, path)
+                clean_up_after(path)
         finally:
             with uninterrupted():
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -379,6 +376,12 @@ def write_whole(path: Path, content: bytes) -> None:
         with path.open("wb") as file:
             file.write(content)
         return
+    with uninterrupted():
+        _replace(path, content)
+    sync(path.parent)
+
+
+def _replace(path: Path, content: bytes) -> None:
     handle, temporary = open_temporary(path, hidden_path(path, "file"))
     with os.fdopen(handle, "wb") as file:  # Open, and so locked, until the file has its name.
         try:
@@ -392,4 +395,3 @@ def write_whole(path: Path, content: bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-    sync(path.parent)

@@ -40,15 +40,24 @@ def with_links(path: Path) -> list[Path]:
 def parents_made(made: Sequence[Path], out: Path) -> Iterator[None]:
     """Create missing folders, and remove those that are still empty at the end."""
     try:
-        for parent in reversed(made):
-            parent.mkdir(exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"{out} cannot be made: {error.strerror} ({error.filename}). Give another --out.", code="output.unwritable"
-        ) from error
-    try:
+        make_folders(list(reversed(made)), out)
         yield
     finally:
         with suppress(OSError):
             for parent in made:
                 parent.rmdir()
+
+
+def make_folders(folders: Sequence[Path], out: Path) -> None:
+    """Create folders that an output needs.
+
+    Raises:
+        OutputError: one of them cannot be created.
+    """
+    try:
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{out} cannot be made: {error.strerror} ({error.filename}). Give another --out.", code="output.unwritable"
+        ) from error

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..algebra import Dense, Stack, norm, sign_conflict
 from ..checkpoints.adding import rounding_share
-from ..checkpoints.reading import FLOATS, base_entry, check_shapes, difference, input_entry, open_model
+from ..checkpoints.reading import FLOATS, base_entry, check_shapes, check_whole, difference, input_entry, open_model
 from ..checkpoints.writing import DTYPES, parse_size, write_checkpoint
 from ..errors import ModelError, PlanError, code_of
 from ..io.checkpoint_files import Checkpoint
@@ -63,7 +63,7 @@ class _Model:
         Raises:
             ModelError: the two differ in the names or shapes of their tensors.
         """
-        model = open_model(reference)
+        model = check_whole(open_model(reference))
         keys = {key: key for key in base.tensors if key in model.tensors}
         missing = sorted(set(base.tensors) - set(keys))
         extra = sorted(set(model.tensors) - set(base.tensors))
@@ -307,7 +307,7 @@ def merge_checkpoints(
         check_output(Path(out), overwrite=overwrite)
     built = _method(method, options or {})
     check_roles(built, len(models))
-    origin = open_model(base)
+    origin = check_whole(open_model(base))
     opened = tuple(_Model.open(model, origin) for model in models)
     names = unique_names([model.checkpoint.name for model in opened])
     resolved = resolve_weights(names, weights)

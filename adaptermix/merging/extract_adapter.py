@@ -21,7 +21,7 @@ from ..checkpoints.reading import (
     FLOATS,
     base_entry,
     check_shapes,
-    config_of,
+    check_whole,
     difference,
     input_entry,
     open_model,
@@ -29,7 +29,7 @@ from ..checkpoints.reading import (
 )
 from ..checkpoints.writing import DTYPES
 from ..errors import ModelError, OutputError, PlanError
-from ..io.checkpoint_files import Checkpoint
+from ..io.checkpoint_files import Checkpoint, config_of
 from ..io.files import check_not_input, check_output
 from ..models.base import class_modules
 from ..models.devices import pick_device
@@ -271,7 +271,7 @@ def extract(
     _check_numbers(rank, keep, dtype, max_residual)
     check_output(folder, overwrite=overwrite)
     check_not_input(folder, [base, tuned])
-    first, second = open_model(base), open_model(tuned)
+    first, second = check_whole(open_model(base)), check_whole(open_model(tuned))
     pairing = _pair(first, second, modules)
     config = config_of(first)
     transposed = config.get("model_type") in _TRANSPOSED

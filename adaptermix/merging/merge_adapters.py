@@ -14,6 +14,7 @@ import torch
 from ..adapters import AdapterSource, open_adapters
 from ..adapters.base_weights import without_copies
 from ..adapters.paths import fitted
+from ..checkpoints.reading import check_whole
 from ..errors import IncompatibleAdapters, PlanError
 from ..io.checkpoint_files import Checkpoint, open_checkpoint, open_tensors, resolve_checkpoint
 from ..io.files import check_not_input, check_output, output_lock, whole_folder
@@ -171,7 +172,7 @@ def _for_output(plan: MergePlan, options: MergeOptions) -> MergePlan:
         dtype = _dtype(options)
         return replace(plan, shape=replace(plan.shape, dtype=dtype if dtype.itemsize < 4 else None))
     if plan.checkpoint is not None:
-        base = untied(plan.checkpoint, plan)
+        base = untied(check_whole(plan.checkpoint), plan)
         plan = replace(plan, checkpoint=base, sources=tuple(without_copies(source, base) for source in plan.sources))
     check_dense(plan)
     return plan

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from ..adapters.lora_config import CONFIG
 from ..adapters.paths import fitted
 from ..errors import IncompatibleAdapters, PlanError
 from ..fusion.extra_modules import remove_parts
+from ..io.temporary import temporary_folder
 from ..io.weight_files import Renamed
 from ..models.base import BaseModel
 from ..models.stack import ADAPTER, stack_folder
@@ -164,9 +164,9 @@ def _stored(source: AdapterSource) -> Iterator[Path]:
             "paths. Convert it to a plain LoRA: adaptermix merge --base.",
             code="adapter.model-class",
         )
-    with TemporaryDirectory(prefix="adaptermix-") as folder:
-        write_adapter(Path(folder), source.read())
-        yield Path(folder)
+    with temporary_folder() as folder:
+        write_adapter(folder, source.read())
+        yield folder
 
 
 @contextmanager

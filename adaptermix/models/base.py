@@ -20,6 +20,7 @@ from .blocks import blocks
 from .both_sides import see_both_sides
 from .devices import pick_device, pick_dtype
 from .encoders import encoder_class
+from .formats import FORMATS
 from .head_forms import Head
 from .headed import fitting_head, load_headed
 from .kinds import Kind, kind_of, loader_of
@@ -27,7 +28,7 @@ from .languages import Tagged, Text, language_tags
 from .mixed_rows import MixedRows, mount_mixed
 from .own_heads import add_own_head
 from .pretrained import cached_file, load_config, load_model, load_tokenizer, split_revision
-from .quantization import check_reading, compute_in, identity, keep_codes, loading_options, stored_format
+from .quantization import check_reading, compute_in, identity, keep_codes, loading_options, round_weights, stored_format
 from .stack import ADAPTER, PARTS, StackForm, embedding_of, mount, stack_folder
 from .stack_adapter import add_own_adapter, open_own_adapter
 from .stack_parts import check_found, check_parts, load_encoder, load_projection
@@ -49,7 +50,7 @@ class BaseModel:
         tokenizer: Its tokenizer; a pad token is always set.
         head: The task head, if the model has one.
         head_modules: Names of the head's modules, which are trained in full.
-        quantized: "nf4", "fp4" or "int8" if its linear layers are quantised, else "none".
+        quantized: Format of its linear layers, such as "nf4" or "int4"; "none" if they are not quantised.
         tags: Language tags that the tokenizer writes, by language; see `Tagged`.
         stack: The two models of a stack; None for others.
         mixed: How a stack that generates reads prompts; None for others.
@@ -234,7 +235,7 @@ def load_base(
         reference: A folder or a Hub id, optionally with `@REVISION`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         dtype: `auto`, `float32`, `bfloat16` or `float16`; see `pick_dtype`.
-        quantize: `none`, `nf4`, `fp4` or `int8`; see `quantization.loading_options`.
+        quantize: `none` or the name of a format; see `quantization.loading_options`.
         head: The head to put on the model, if any.
         seed: Seed of the weights of a head that the checkpoint does not have.
 
@@ -260,8 +261,10 @@ def load_base(
     else:
         model = load_model(weights, encoder_class(config) if head else loader_of(kind, config), dtype=wide, **options)
     _check_padding(reference, tokenizer, kind, None if form else model)
+    if stored_format(config) != quantize:
+        round_weights(model, quantize, whole)
     quantized = quantize if quantize != "none" else stored_format(config)
-    if quantized != "none":
+    if quantized != "none" and FORMATS[quantized].package is not None:
         compute_in(model, wide)
         keep_codes(model)
         check_reading(model)

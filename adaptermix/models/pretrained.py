@@ -5,21 +5,25 @@ Code in a model folder is never run, and the form of the folder's files is check
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AdapterMixError, ModelError, as_line
 from ..io.base_files import CONFIG, check_base_files, unreachable
+from ..io.checkpoint_files import open_checkpoint, resolve_checkpoint
+from .formats.checkpoint import as_whole, dequantized_on_loading, dequantized_tensors
 
 if TYPE_CHECKING:
     from transformers import (
         AutoConfig,
         AutoModel,
         AutoTokenizer,
+        GenerationConfig,
         PreTrainedConfig,
         PreTrainedModel,
         PreTrainedTokenizerBase,
@@ -81,6 +85,23 @@ def load_tokenizer(reference: str, *, what: str = "base model", **options: objec
     return _load(AutoTokenizer, reference, what, "tokenizer", **options)
 
 
+def load_generation_config(reference: str) -> GenerationConfig:
+    """Return the generation settings of a model: those of its file, else those that its configuration implies.
+
+    Args:
+        reference: A folder or a Hub id, optionally with `@REVISION`.
+
+    Raises:
+        ModelError: as in `load_config`.
+    """
+    from transformers import GenerationConfig
+
+    name, revision = split_revision(reference)
+    if cached_file(name, "generation_config.json", revision) is None:
+        return GenerationConfig.from_model_config(load_config(reference))
+    return _load(GenerationConfig, reference, "base model", "model")
+
+
 def load_model(reference: str, loader: str | type, *, what: str = "base model", **options: object) -> PreTrainedModel:
     """Return a model with its weights, and the other results of `from_pretrained` with these options.
 
@@ -94,8 +115,12 @@ def load_model(reference: str, loader: str | type, *, what: str = "base model", 
         ModelError: as in `load_config`; or weights have the wrong shape or are missing in a block.
     """
     wants_info = options.pop("output_loading_info", False)
+    options |= {"output_loading_info": True}
     with _silent():
-        model, info = _load(_class(loader), reference, what, "model", output_loading_info=True, **options)
+        if (stored := _quantised_by(reference)) and dequantized_on_loading(stored, reference):
+            model, info = _dequantized(loader, reference, what, **options)
+        else:
+            model, info = _load(_class(loader), reference, what, "model", **options)
     # transformers initialises missing weights at random and continues, which is right only for a new head.
     lacking = sorted(key for key in info["missing_keys"] if _IN_BLOCK.search(key))
     if lacking:
@@ -105,6 +130,41 @@ def load_model(reference: str, loader: str | type, *, what: str = "base model", 
             code="base.missing-weights",
         )
     return (model, info) if wants_info else model
+
+
+def _quantised_by(reference: str) -> Mapping[str, object]:
+    """Return the quantisation config of a model; empty without one."""
+    name, revision = split_revision(reference)
+    config = cached_file(name, CONFIG, revision)
+    if config is None:
+        return {}
+    check_base_files(config.parent, "config")
+    return json.loads(config.read_text(encoding="utf-8")).get("quantization_config") or {}
+
+
+def _dequantized(loader: str | type, reference: str, what: str, **options: object) -> Any:
+    """Return a model with dequantised weights, in a format that transformers reads only with other packages."""
+    import torch
+    from transformers import AutoConfig, GenerationConfig
+
+    checkpoint = as_whole(open_checkpoint(resolve_checkpoint(reference)))
+    # The config would take these options, and its entry for the files' format would be lost with them.
+    apart = {name: options.pop(name) for name in ("dtype", "quantization_config") if name in options}
+    config, others = _load(AutoConfig, reference, what, "config", return_unused_kwargs=True, **options)
+    del config.quantization_config
+    with torch.device("meta"):
+        made: Any = type(model_of_config(config, loader, reference=reference))
+    with loading(reference, what):
+        dtype = apart.get("dtype")
+        weights = dequantized_tensors(checkpoint, dtype if isinstance(dtype, torch.dtype) else None)
+        loaded = made.from_pretrained(
+            None, config=config, state_dict=weights, trust_remote_code=False, **apart, **others
+        )
+        file = checkpoint.path / "generation_config.json"
+        if file.is_file() and loaded[0].can_generate():
+            generation = json.loads(file.read_text(encoding="utf-8"))
+            loaded[0].generation_config = GenerationConfig.from_dict(generation)
+        return loaded
 
 
 @contextmanager
@@ -159,7 +219,11 @@ def model_of_config(
 
 
 def _load(
-    loader: type[AutoConfig | AutoTokenizer | AutoModel], reference: str, what: str, part: str, **options: object
+    loader: type[AutoConfig | AutoTokenizer | AutoModel | GenerationConfig],
+    reference: str,
+    what: str,
+    part: str,
+    **options: object,
 ) -> Any:
     name, revision = split_revision(reference)
     config = cached_file(name, CONFIG, revision)

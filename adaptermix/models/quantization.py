@@ -1,4 +1,4 @@
-"""Base models in 4 or 8 bits, through bitsandbytes."""
+"""Base models in 4 or 8 bits: through bitsandbytes, or rounded after they are loaded."""
 
 from __future__ import annotations
 
@@ -46,26 +46,53 @@ def loading_options(
 
     Args:
         quantize: "none" or the name of a format: "nf4", "fp4" (both with double quantisation, as in QLoRA), "int8".
+            Formats that transformers cannot round to need no arguments; see `round_weights`.
         device: The model's device; quantised weights are moved while they are loaded.
         dtype: Dtype of computation, and of weights that are not quantised.
         whole: Names of a head's modules, which are not quantised; empty for encoders without a head. None uses the
             default of transformers, which keeps the output layer of a language model.
 
     Raises:
-        ModelError: bitsandbytes is not installed.
+        ModelError: the package of the format is not installed.
 
     Reference: Dettmers et al., QLoRA, NeurIPS 2023, arXiv 2305.14314, section 3; LLM.int8(), 2022, arXiv 2208.07339.
     """
     if quantize == "none":
         return {}
     form = FORMATS[quantize]
-    if find_spec(form.package) is None:
+    if form.package is not None and find_spec(form.package) is None:
         raise ModelError(
             f"--quantize {quantize} needs {form.package}, which is not installed. Run: pip install {form.package}",
             code="quantize.no-bitsandbytes",
         )
     config = form.config(dtype, None if whole is None else skipped_modules(whole))
-    return {"quantization_config": config, "device_map": {"": device}}
+    return {} if config is None else {"quantization_config": config, "device_map": {"": device}}
+
+
+def round_weights(model: PreTrainedModel, quantize: str, whole: Sequence[str] | None) -> None:
+    """Round the linear layers of a model to a format that transformers cannot round to while it loads a model.
+
+    The dequantised values of the codes replace the weights, so the model takes as much memory as before.
+
+    Args:
+        model: The model, not quantised.
+        quantize: "none" or the name of a format; for other formats than described the model does not change.
+        whole: As for `loading_options`.
+    """
+    form = FORMATS[quantize] if quantize != "none" else None
+    if form is None or form.package is not None:
+        return
+    left, head = skipped_modules(whole), model.get_output_embeddings() if whole is None else None
+    for path, module in model.named_modules():
+        if type(module).__name__ in form.modules and module is not head and not is_skipped(path, left):
+            weight = module.weight.data
+            if form.fits(weight.shape):
+                weight.copy_(form(weight).weight())
+
+
+def is_skipped(path: str, names: Sequence[str]) -> bool:
+    """Return whether a module has one of these names or is a part of such a module."""
+    return any(f".{name}." in f".{path}." for name in names)
 
 
 def check_reading(model: PreTrainedModel) -> None:

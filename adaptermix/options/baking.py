@@ -16,7 +16,7 @@ class BakeSettings(Scored, Written):
     """Write adapters into their base model, in 16, 8 or 4 bits, and measure how much of their effect is kept."""
 
     base: Annotated[str, Reads(MODEL)] = Field(
-        description="base model, quantised by bitsandbytes or not, or a stack: folder or Hub id[@REVISION]"
+        description="base model, quantised or not, or a stack: folder or Hub id[@REVISION]"
     )
     adapter: Annotated[list[str], Reads(ADAPTER)] = Field(
         [], description="adapter folders; several are added; a stack can be baked without one, for its own LoRA"

@@ -99,7 +99,9 @@ class Placed(Settings):
         "auto", description="dtype of the base model; auto is bfloat16 where the hardware has it"
     )
     quantize: Annotated[Quantize, Role.DEV_CURVE, Role.CLOSED_FORM] = Field(
-        "none", description="load the base model in 4 or 8 bits (bitsandbytes)"
+        "none",
+        description="load the base model in 4 or 8 bits of bitsandbytes; int4 (compressed-tensors) only rounds the "
+        "weights, which take as much memory as before",
     )
     seed: Annotated[int, Role.COMMON, Role.CLOSED_FORM] = Field(
         0, ge=0, lt=2**31, description="seed of everything random"

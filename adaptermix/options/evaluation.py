@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from ..errors import InvalidValueError
 from .alignment import check_vectors
-from .base import BASE, TASK, GenerationSettings, Placed, Scored
+from .base import BASE, TASK, GenerationSettings, Placed, Scored, refuse
 from .fields import Files, Positive, Rows
 from .roles import ADAPTER, MODEL, OTHER, SCORED, SPLIT, Argument, Flag, Reads, Role, Writes
 
@@ -46,6 +46,34 @@ class EvaluateSettings(GenerationSettings, Scored):
         None, description="file for the answers, row by row, as JSONL; `compare` reads it"
     )
     overwrite: Annotated[bool, Role.HANDLING] = Field(False, description="replace an existing file of answers")
+    server: str | None = Field(
+        None,
+        description="URL of an inference server with the completions interface of OpenAI, such as vLLM or llama.cpp, "
+        "that generates the answers; of the base model only tokenizer and configuration are read",
+    )
+    server_model: str | None = Field(
+        None, description="name of the adapter or model at the server; default that of the adapter's folder"
+    )
+
+    @model_validator(mode="after")
+    def _check_server(self) -> EvaluateSettings:
+        refuse(
+            (
+                self.server is not None and not self.server.startswith(("http://", "https://")),
+                f"server.url: --server must start with http:// or https://, got {self.server!r}",
+            ),
+            (bool(self.server_model) and not self.server, "server.model-only: --server-model needs --server"),
+            (
+                bool(self.server and self.server_model and self.against),
+                "server.against: --against compares two models of the server, so that --server-model cannot name one: "
+                "drop it",
+            ),
+            (
+                bool(self.server) and self.quantize != "none",
+                "server.quantize: --quantize loads the model here, and --server does not: drop one",
+            ),
+        )
+        return self
 
 
 class PredictSettings(GenerationSettings):

@@ -218,7 +218,9 @@ class SearchSettings(GenerationSettings, Scored, Written):
         False, description="write report.html, one page with pictures, and these as PNGs"
     )
     storage: Annotated[str | None, Role.SCHEDULING] = Field(
-        None, description="journal file or database URL of the trials, which processes on other machines can share"
+        None,
+        description="journal file, or URL (of a database, grpc://HOST:PORT of optuna's proxy, redis://) of the trials, "
+        "which processes on other machines can share",
     )
     study: Annotated[str | None, Role.SCHEDULING] = Field(
         None, description="name of the search in the storage; default the name of the output folder"

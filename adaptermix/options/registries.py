@@ -37,7 +37,7 @@ STRATEGIES: Registry[Any] = Registry(
     "strategy", "adaptermix.strategies", built_in=("requantize", "stochastic", "calibrated", "residual")
 )
 FORMATS: Registry[Any] = Registry(
-    "quantised format", "adaptermix.formats", built_in=("nf4", "fp4", "int8"), instances=True
+    "quantised format", "adaptermix.formats", built_in=("nf4", "fp4", "int8", "int4"), instances=True
 )
 ENGINES: Registry[Any] = Registry(
     "engine",

@@ -15,7 +15,9 @@ from ..options.roles import MODEL, Reads, Writes, marks_of
 _HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
 _LANGUAGE = re.compile(r"([A-Za-z]{2,3}(?:[-_][A-Za-z]{2,4})*=)(.+)", re.DOTALL)
 _PASSWORD = re.compile(r"(?<=://)(?:[^:/@\s]*:\S*|[^/@\s]*)@")
-_NAMED_PASSWORD = re.compile(r"([?&;](?:password|passwd|pwd|sslpassword|pass|token)=)[^&;#\s]*", re.IGNORECASE)
+_NAMED_PASSWORD = re.compile(
+    r"([?&;][^=&;#\s]*(?:pass|pwd|token|key|secret|auth|cred|odbc_connect|%)[^=&;#\s]*=)[^&;#\s]*", re.IGNORECASE
+)
 _DATABASE = re.compile(r"(?<=:///)/?[^\s'\"<>?]*(?=[\s'\"<>?]|$)")
 """The file in the address of a database: `sqlite:////home/me/x.db`."""
 _MODEL_ENTRIES = {"model", "id", "fusion_encoder", "_name_or_path", "name_or_path", "base_model_name_or_path"}

@@ -22,6 +22,8 @@ _FUSED = {
     "x-mixup": "\n# its sources are mixed in by `adaptermix evaluate --source`, or adaptermix.fusion.mixup.Mixer",
 }
 """Usage comments for adapters that do not fuse in their bottleneck."""
+_PACKAGES = {"nf4": "bitsandbytes", "fp4": "bitsandbytes", "int8": "bitsandbytes", "int4": "compressed-tensors"}
+"""Package with which transformers loads a model in a quantised format."""
 _ONE_TEXT = "\ninputs = tokenizer(text, return_tensors='pt')"
 _HEAD_EXAMPLES = {
     "classes": f"\ntext = '...'{_ONE_TEXT}\nprint(labels[int(model(**inputs).logits[0].argmax())])",
@@ -119,7 +121,11 @@ def _python(document: Manifest, base: str | None, named: str, reference: str) ->
     if is_full:
         residual = _residual(document, reference)
         with_peft = "from peft import PeftModel\n" if residual else ""
-        return f"{with_peft}{imports}{read}model = {auto}.from_pretrained({_quoted(reference)}){residual}{example}"
+        package = _PACKAGES.get(str((document.get("quantization") or {}).get("format")))
+        needs = f"# pip install {package}\n" if package else ""
+        return (
+            f"{needs}{with_peft}{imports}{read}model = {auto}.from_pretrained({_quoted(reference)}){residual}{example}"
+        )
     lines = (
         f"from peft import PeftModel\n{imports}{read}"
         f"base = {auto}.from_pretrained({named!r}{outputs}{pinned})\n"

@@ -97,7 +97,7 @@ def _from_fields(where: str, row: Mapping[str, object]) -> tuple[tuple[Turn, ...
 
 
 def _sharegpt(turns: object) -> object:
-    """Return the turns of ShareGPT's `conversations` (`from`, `value`) as `messages`; anything else as it is."""
+    """Return the turns of ShareGPT's `conversations` (`from`, `value`) as `messages`; other values unchanged."""
     if not isinstance(turns, list) or not all(isinstance(turn, dict) and "from" in turn for turn in turns):
         return turns
     return [

@@ -185,15 +185,17 @@ def _tagged_rows(file: DataFile) -> Iterator[SlotRow | None]:
     for number, row in file.json_rows():
         tokens, tags = row.get("tokens"), row.get("tags", row.get("slots"))
         is_tagged = isinstance(tokens, list) and isinstance(tags, list) and len(tokens) == len(tags)
-        if not is_tagged or not all(isinstance(item, str) for item in chain(tokens, tags)):
+        listed = [*tokens, *tags] if isinstance(tokens, list) and isinstance(tags, list) else []
+        if not is_tagged or not all(isinstance(item, str) for item in listed):
             raise DataError(
                 f"{file.path}:{number}: a row must have 'tokens' and as many 'slots' or 'tags', all of them text.",
                 code="slots.tokens-tags",
             )
-        check_tags(file, number, tags, _TAG)
+        words, marks = list(map(str, listed[: len(listed) // 2])), list(map(str, listed[len(listed) // 2 :]))
+        check_tags(file, number, marks, _TAG)
         text, language = row.get("text"), row_language(file, row.get("language", row.get("lang")))
-        made = _row_from_iob2(tokens, tags, text if isinstance(text, str) else " ".join(tokens), language)
-        yield replace(made, cluster=row_cluster(row)) if tokens else None
+        made = _row_from_iob2(words, marks, text if isinstance(text, str) else " ".join(words), language)
+        yield replace(made, cluster=row_cluster(row)) if words else None
 
 
 def _reader(file: DataFile) -> Callable[[DataFile], Iterator[SlotRow | None]]:
@@ -204,7 +206,7 @@ def _reader(file: DataFile) -> Callable[[DataFile], Iterator[SlotRow | None]]:
     if first.startswith("{"):
         if '"annot_utt"' in first:
             return _massive
-        return _tagged_rows if '"tokens"' in first else _spelled_out
+        return _tagged_rows if '"tokens"' in first and '"slots": [{' not in first else _spelled_out
     columns = first.split("\t")
     if first.startswith("#") or (len(columns) >= 4 and columns[0].isdigit()):
         return _conll

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..errors import OutputError
 from ..io.disk import sync
-from ..io.files import check_output, partial_path, remove_partial
+from ..io.files import check_output, partial_path, real_path, remove_partial
 from ..io.json_types import JsonObject
+from ..io.temporary import when_written
 from .report import LogEntry
 
 _FILE = "checkpoint.safetensors"
@@ -150,6 +151,10 @@ class Workplace:
         """Return the factors of a measurement of dev data."""
         return load_file(self.folder / _LOOK.format(step))
 
+    def cleared_when_written(self) -> AbstractContextManager[None]:
+        """Let the output that the block writes be followed at once by `clear`."""
+        return when_written(real_path(self._out), self.clear)
+
     def clear(self) -> None:
-        """Remove checkpoint and looks, once the output is written."""
+        """Remove checkpoint and looks."""
         remove_partial(self._out.absolute(), f"{_FILE}*", f"{TRACKER_FILE}*", _LOOK.format("*"))

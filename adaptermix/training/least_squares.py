@@ -95,8 +95,8 @@ class ClosedForm(Alignment):
             inputs=input_entries(run.frozen, None),
             **manifest.carry_on(entries | {"objective": objective}, None, run.frozen),
         )
-        write_output(Path(settings.out), state, document, overwrite=settings.overwrite)
-        self.workplace.clear()
+        with self.workplace.cleared_when_written():
+            write_output(Path(settings.out), state, document, overwrite=settings.overwrite)
         return FitReport(
             out=Path(settings.out),
             fit=settings.fit,

@@ -293,8 +293,8 @@ def train(objective: Objective[S]) -> TrainReport:
         trainer.run(objective.loss(), label=objective.command, unit=objective.unit, evaluate=evaluate)
     trainer.finish()
     if processes.main:
-        _write(objective, trainer, entries, workplace)
-        workplace.clear()
+        with workplace.cleared_when_written():
+            _write(objective, trainer, entries, workplace)
         for note in objective.closing_notes(trainer.masters):
             watch.note(note)
     processes.wait()

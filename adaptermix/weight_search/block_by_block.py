@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from ..errors import DataError, IncompatibleAdapters, UsageError
 from ..io.checkpoint_files import Checkpoint, open_tensors
 from ..io.files import check_not_input, check_output
 from ..io.safetensors_writer import Headers, file_order, stream_tensors, write_tensors
+from ..io.temporary import temporary_folder
 from ..merge_statistics.passes import Passes, TaskRows, Texts
 from ..merge_statistics.second_moments import second_moments
 from ..merging.attach import Attachment
@@ -150,11 +150,11 @@ def merge_block_by_block(settings: MergeSettings, *, watch: Watcher = SILENT) ->
     base = data.load(settings, plan.sources, watch)
     modules = [name for name, _ in base.model.named_modules()]
     plan = make_plan(MergeOptions(adapters=settings.adapters, **planned, model_modules=modules))
-    with TemporaryDirectory(prefix="adaptermix-") as folder:
+    with temporary_folder() as folder:
         with acting(base, plan.sources, heads=base.head is not None, saved=settings.saved) as attached:
             attached.set_weights([0.0] * len(plan.sources))  # Only the heads of these act.
             passes = data.passes(base, plan.sources, watch)
-            files = _Blocks(base, plan, passes, Path(folder)).run(watch)
+            files = _Blocks(base, plan, passes, folder).run(watch)
         entries = [file.entry() for file in data.files]
         inherited = inherit(plan.sources, calibration=entries, tested=tested)
         learned = {name: inherited[name] for name in ("calibration", "tested")}

@@ -10,8 +10,6 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -19,6 +17,7 @@ from torch import Tensor
 from ..adapters import AdapterSource, open_adapter, write_adapter
 from ..algebra import LowRank, norm
 from ..algebra.draws import uniform
+from ..io.temporary import temporary_folder
 from .candidate_model import CandidateModel
 from .decision import Control
 from .significance import TrialScorer
@@ -94,10 +93,10 @@ def random_adapters(sources: Sequence[AdapterSource], *, seed: int, number: int 
         seed: Seed of the draws.
         number: Number of the draw; each number gives other random adapters.
     """
-    with TemporaryDirectory(prefix="adaptermix-") as folder:
+    with temporary_folder() as folder:
         adapters = [sources[0]]
         for index, source in enumerate(sources[1:], start=1):
-            path = Path(folder) / f"random-{index}"
+            path = folder / f"random-{index}"
             path.mkdir()
             state = source.read()
             key = f"control {number} {index}"

@@ -13,8 +13,9 @@ from ..adapters import open_adapter
 from ..adapters.paths import fitted
 from ..errors import OutputError, PlanError
 from ..evaluation.answering import Answering
-from ..io.files import locked_output, partial_path, remove_partial
+from ..io.files import locked_output, partial_path, real_path, remove_partial
 from ..io.json_types import JsonObject
+from ..io.temporary import when_written
 from ..models.base import BaseModel, files_of, load_base, model_kind, note_other_base, require_causal
 from ..models.head_forms import Head
 from ..options import SearchSettings
@@ -127,9 +128,9 @@ def search_with(
             seed=settings.seed,
         )
         result = replace(result, verdict=replace(result.verdict, control=control))
-    result = write_result(result, prepared, settings)
-    remove_partial(Path(settings.out).absolute(), f"{_JOURNAL}*")
-    return result
+    out = Path(settings.out).absolute()
+    with when_written(real_path(out), lambda: remove_partial(out, f"{_JOURNAL}*")):
+        return write_result(result, prepared, settings)
 
 
 def run_worker(settings: SearchSettings, *, number: int) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from ..errors import OutputError
 from .journal import open_journal
@@ -33,8 +33,16 @@ _STARTUP = 6
 _UNSEEN = {"random": 1_000_000, "cmaes": 4, "tpe": 1, "gp": 1}
 """Further trials that a sampler proposes without the results of the ones before; for CMA-ES one generation."""
 _PASSWORD = re.compile(
-    r"(://[^:/@\s]*:)(\S*)(?=@)|([?&;](?:password|passwd|pwd|sslpassword|pass)=)([^&;#\s]*)", re.IGNORECASE
+    r"(://[^:/@\s]*:)(\S*)(?=@)"  # of a user
+    r"|(?<![\w+.-])((?!(?:postgres|postgresql|mysql|mariadb|oracle|mssql)[+:])[a-z][a-z0-9+.-]*://)([^:/@\s]+)(?=@)"
+    r"|([?&;][^=&;#\s]*(?:pass|pwd|token|key|secret|auth|cred|odbc_connect|%)[^=&;#\s]*=)([^&;#\s]*)",
+    re.IGNORECASE,
 )
+"""Passwords in a URL: after the user; instead of the user where a service has no users; as a named value."""
+_INNER = re.compile(r"(?:^|;)\s*PWD=([^;]*)", re.IGNORECASE)
+"""The password of a connection string, which is a value in a URL itself."""
+_PROXY_SECONDS = 10
+"""Longest wait for the server of a `grpc://` storage."""
 _LONGEST_FIRST = 2**20
 """Bytes of a journal's first line that are read; optuna's are short."""
 
@@ -114,30 +122,51 @@ def without_password(location: str | Path) -> str:
         'postgresql://me:***@host/db'
         >>> without_password("mysql://host/db?user=me&password=secret")
         'mysql://host/db?user=me&password=***'
+        >>> without_password("grpc://secret@host:13000")
+        'grpc://***@host:13000'
     """
-    return _PASSWORD.sub(lambda match: f"{match[1] or match[3]}***", str(location))
+    return _PASSWORD.sub(lambda match: f"{match[1] or match[3] or match[5]}***", str(location))
 
 
 def hidden(location: str | Path, text: str) -> str:
     """Return a driver's message without the passwords of a storage, decoded or not."""
     matches = _PASSWORD.findall(str(location)) if "://" in str(location) else []
-    secrets = {secret for _, user, _, named in matches for secret in (user, unquote(user), named, unquote(named))}
+    values = {value for match in matches for value in match[1::2]}
+    values |= {inner for value in values for inner in _INNER.findall(unquote(value))}
+    secrets = values | {unquote(value) for value in values}
     for secret in sorted(secrets - {""}, key=len, reverse=True):
         text = text.replace(secret, "***")
     return without_password(text)
 
 
 def _open_storage(location: str | Path) -> BaseStorage:
-    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages import JournalStorage
 
     if "://" in str(location):
-        return RDBStorage(str(location))
+        return _open_url(str(location))
     path = Path(location)
     if path.exists() and not path.is_file() and not path.is_dir():  # Opening a named pipe would block.
         raise ValueError("it is not a file")
     if path.exists():  # A file of another kind must not be changed.
         _check_first_line(path)
     return JournalStorage(open_journal(path))
+
+
+def _open_url(url: str) -> BaseStorage:
+    """Open optuna's proxy of a storage (`grpc://HOST:PORT`), a journal in Redis (`redis://`), or a database."""
+    from optuna.storages import GrpcStorageProxy, JournalStorage, RDBStorage
+    from optuna.storages.journal import JournalRedisBackend
+
+    parts = urlsplit(url)
+    if parts.scheme == "grpc":
+        if not parts.hostname or not parts.port or parts.path.strip("/"):
+            raise ValueError("its form must be grpc://HOST:PORT")
+        proxy = GrpcStorageProxy(host=parts.hostname, port=parts.port)
+        proxy.wait_server_ready(timeout=_PROXY_SECONDS)
+        return proxy
+    if parts.scheme in ("redis", "rediss"):
+        return JournalStorage(JournalRedisBackend(url))
+    return RDBStorage(url)
 
 
 def _check_first_line(path: Path) -> None:

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 pytest.importorskip("bitsandbytes")
 
 from adaptermix import BakeSettings, bake
-from adaptermix.checkpoints.quantized import QuantizedCheckpoint, as_whole
 from adaptermix.io.checkpoint_files import open_checkpoint
 from adaptermix.io.files import partial_path
 from adaptermix.models.base import load_base
 from adaptermix.models.formats import FORMATS
+from adaptermix.models.formats.checkpoint import QuantizedCheckpoint, as_whole
 from adaptermix.models.quantization import keep_codes
 from tests.baking.test_bake import FEW, adapter, load, logits
 from tests.factories import contents, peft_lora, peft_noise

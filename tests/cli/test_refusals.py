@@ -210,8 +210,8 @@ class TestExitCodes:
         monkeypatch.setattr("adaptermix.training.least_squares.train_align", stop)
         code, out, err = run(ALIGN, base=causal)
         assert (code, out) == (130, "")
-        assert err.strip().startswith(
-            "error: interrupted: stopped at step 3 of 9. Continue training and recipes with --resume;"
+        assert err.strip() == (
+            "error: interrupted: stopped at step 3 of 9. Continue with the same command and --resume."
         )
         code, out, _ = run(f"{ALIGN} --json", base=causal)
         assert code == 130

@@ -237,6 +237,8 @@ RUNS: Mapping[str, str] = {
     "--train train.en.csv --set steps=2 --device cpu",
     "found": f"search given-task given-align --base encoder {_CLASSIFY} --dev dev.de.csv --grid 0.5 {_CPU}",
     "baked": "bake --base causal --adapter one --device cpu",
+    "baked-int4": "bake --base causal --adapter one --quantize int4 --strategy requantize --keep-at-least 0 "
+    "--device cpu",
     "extracted": "extract --base causal --tuned tuned --rank 3 --device cpu",
     "statistics.safetensors": f"statistics one --base causal --data texts.txt {_CPU}",
 }

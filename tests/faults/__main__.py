@@ -1,6 +1,6 @@
 """Count faults: commands that are stopped, disks that are full, and hostile inputs.
 
-scripts/faults --kills 9 --full 6 --hostile 12
+scripts/faults --kills 9 --full 6 --limits 3 --hostile 12
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from .commands import COMMANDS, write_all
+from .commands import COMMANDS, bench_of, write_all
 from .hostile import TARGETS, HostileInputs
 from .processes import preload
-from .trials import Bench, disk_faults, stop_faults
+from .trials import disk_faults, limit_faults, stop_faults
 
 
 def _count(name: str, trials: Iterable[list[str]]) -> int:
@@ -31,21 +31,29 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/faults", description=__doc__)
     parser.add_argument("--kills", type=int, default=0, help="signals per command, at random moments and operations")
     parser.add_argument("--full", type=int, default=0, help="full disks per command")
+    parser.add_argument("--limits", type=int, default=0, help="limits of memory and of open files per command")
+    parser.add_argument("--disk", help="folder on a small disk, such as a tmpfs, which --full fills")
     parser.add_argument("--hostile", type=int, default=0, help="damaged inputs per kind")
     parser.add_argument("--seed", type=int, default=0, help="seed of moments and damages")
     parser.add_argument("--only", nargs="*", help="names of commands, or of kinds of inputs")
     options = parser.parse_args()
     preload()
     wrong = 0
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory(dir=options.disk) as temporary:
         folder = Path(temporary) / "commands"
         folder.mkdir()
         write_all(folder)
         chosen = [name for name in COMMANDS if not options.only or name in options.only]
-        for name in chosen if options.kills or options.full else ():
-            bench = Bench(folder, COMMANDS[name].split())
-            faults = [*stop_faults(bench, options.kills, options.seed), *disk_faults(bench, options.full)]
-            wrong += _count(name, map(bench.trial, faults))
+        for name in chosen if options.kills or options.full or options.limits else ():
+            bench = bench_of(name, folder)
+            kinds = {
+                "signals": stop_faults(bench, options.kills, options.seed),
+                "full disks": disk_faults(bench, options.full, fill=options.disk is not None),
+                "limits": limit_faults(options.limits, options.seed),
+            }
+            wrong += sum(
+                _count(f"{name}, {kind}", map(bench.trial, faults)) for kind, faults in kinds.items() if faults
+            )
         hostile = HostileInputs(folder)
         for name in [name for name in TARGETS if not options.only or name in options.only] if options.hostile else ():
             seeds = range(options.seed, options.seed + options.hostile)

@@ -60,14 +60,12 @@ TARGETS = {
     "output manifest": Target(
         file="made/adaptermix.json",
         command="merge one two --weights 0.4,0.6 --out made --overwrite",
-        before="merge one two --weights 0.5,0.5 --out made",
     ),
     "published manifest": Target(
         file="made/adaptermix.json",
         command="push made me/made --base-id me/base --dry-run",
-        before="merge one two --weights 0.5,0.5 --out made",
     ),
-    "journal": Target(file="j.log", command=_STORED, before=_STORED.replace("--out out", "--out made")),
+    "journal": Target(file="j.log", command=_STORED, before=_STORED.replace("--out out", "--out first")),
     "record of test data": Target(
         file="state/tested.jsonl", command=f"{_EVALUATE} --split test", before=f"{_EVALUATE} --split test"
     ),

@@ -5,21 +5,25 @@ Processes are forked from a server that has already imported the heavy libraries
 
 from __future__ import annotations
 
+import ctypes
+import faulthandler
 import multiprocessing
 import os
 import resource
 import select
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 _START = multiprocessing.get_context("forkserver")
-_SECONDS = 300.0
+_SECONDS = 120.0
 """Time limit of a command."""
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _CHANGES = ("os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.chmod", "os.truncate", "os.symlink", "os.link")
@@ -37,7 +41,9 @@ class Fault:
 
     Args:
         deed: `none`, `kill`, `interrupt`, `interrupt-twice`, `terminate`, `full` (no file can grow from there on),
-            `files` (at most `size` open files) or `memory` (at most `size` more bytes of address space).
+            `fill` (a file takes all that is free on the disk), `files` (at most `size` open files), `memory` (at most
+            `size` more bytes of address space), `read-only` (permissions are valid for root too) or `two` (the same
+            command runs twice at once).
         call: Number of the file operation before which it happens; 0 is the start.
         seconds: Time after which the process gets the signal, instead of a file operation.
         size: Limit of `full`, in bytes of a file, and of `files` and `memory`.
@@ -68,6 +74,14 @@ class Ended:
 
 SIGNALS = {"kill": signal.SIGKILL, "interrupt": signal.SIGINT, "terminate": signal.SIGTERM}
 NUMBERS = {**SIGNALS, "interrupt-twice": signal.SIGINT}
+TOKEN = "hf_Secret0fTheFaultTrials"  # noqa: S105  (not a real one)
+"""Token of the Hub in the environment of each process; no output may contain it."""
+BALLAST = "ballast"
+"""File that fills a disk."""
+_CAPABILITIES = 0x20080522
+"""Version 3 of Linux's sets of capabilities."""
+_OVERRIDES = 0b110
+"""CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, by which root writes and reads all files."""
 
 
 def preload(set_variable: Callable[[str, str], object] = os.environ.__setitem__) -> None:
@@ -83,12 +97,37 @@ def preload(set_variable: Callable[[str, str], object] = os.environ.__setitem__)
     _START.set_forkserver_preload([*_PRELOADED, __name__])
 
 
+def _fill(folder: Path) -> None:
+    """Take all space of a disk, which must be small."""
+    handle = os.open(folder / BALLAST, os.O_WRONLY | os.O_CREAT)
+    for size in (2**20, 2**12, 1):
+        with suppress(OSError):
+            while True:
+                os.write(handle, b"x" * size)
+    os.close(handle)
+
+
+def _obey_permissions() -> None:
+    """Give up what lets root write into read-only folders."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, sets = (ctypes.c_uint32 * 2)(_CAPABILITIES, 0), (ctypes.c_uint32 * 6)()
+    if libc.capget(header, sets) == 0:
+        for index in range(3):
+            sets[index] &= ~_OVERRIDES
+        if libc.capset(header, sets) != 0:
+            raise OSError(ctypes.get_errno(), "capset")
+
+
 def _do(fault: Fault) -> None:
     if fault.deed in NUMBERS:
         for _ in range(2 if fault.deed == "interrupt-twice" else 1):
             os.kill(os.getpid(), NUMBERS[fault.deed])
     elif fault.deed == "full":
         resource.setrlimit(resource.RLIMIT_FSIZE, (fault.size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    elif fault.deed == "fill":
+        _fill(Path.cwd())
+    elif fault.deed == "read-only":
+        _obey_permissions()
     elif fault.deed == "files":
         resource.setrlimit(resource.RLIMIT_NOFILE, (fault.size, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     elif fault.deed == "memory":
@@ -127,10 +166,14 @@ def _child(arguments: Sequence[str], folder: str, fault: Fault, out: Connection,
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(folder)
-    os.environ["ADAPTERMIX_STATE"] = f"{folder}/state"
+    temporary = Path(folder, "tmp")
+    temporary.mkdir(exist_ok=True)
+    os.environ |= {"ADAPTERMIX_STATE": f"{folder}/state", "TMPDIR": str(temporary), "HF_TOKEN": TOKEN}
+    tempfile.tempdir = None  # The server may have looked it up.
     os.dup2(out.fileno(), 1)
     os.dup2(out.fileno(), 2)
     out.close()
+    faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
     from adaptermix import cli
 
     report.send(0)
@@ -162,6 +205,8 @@ def run(arguments: Sequence[str], folder: Path, fault: Fault | None = None) -> E
             os.kill(process.pid or 0, NUMBERS[fault.deed])
             due = None
         if passed > _SECONDS:
+            os.kill(process.pid or 0, signal.SIGUSR1)  # It shows where it hangs.
+            time.sleep(1)
             process.kill()
         wait = 1.0 if due is None else max(0.0, min(1.0, due - passed))
         if select.select([mine.fileno()], [], [], wait)[0]:

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from .commands import COMMANDS, write_all
+from .commands import bench_of, write_all
 from .hostile import HostileInputs
 from .processes import Fault, preload
-from .trials import Bench
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of processes")
 
@@ -26,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_a_table_that_was_killed_before_its_rename_leaves_nothing_for_ever(folder: Path) -> None:
-    bench = Bench(folder, COMMANDS["spectrum"].split())
+    bench = bench_of("spectrum", folder)
     for fault in (Fault(deed="kill", call=bench.calls), Fault(deed="full", call=1), Fault(deed="terminate", call=1)):
         assert bench.trial(fault) == [], fault
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("two adapters", {"adapter": ["a", "b"]}, "merge"),
         ("8 bits", {"quantize": "int8", "strategy": "requantize"}, "quantized"),
         ("4 bits", {"quantize": "nf4", "strategy": "requantize"}, "quantized"),
+        ("4 bits of compressed-tensors", {"quantize": "int4", "strategy": "requantize"}, "quantized"),
         ("apart", {"strategy": "keep"}, "adapter"),
     ],
 )
@@ -60,6 +62,9 @@ def test_baked_models_are_published_as_what_they_are(
     assert data["library_name"] == ("peft" if relation == "adapter" else "transformers")
     assert (data["license"], data["pipeline_tag"]) == ("mit", "text-generation")
     assert str(home) not in report.card
+    packages = {"int8": "bitsandbytes", "nf4": "bitsandbytes", "int4": "compressed-tensors"}
+    package = packages.get(options.get("quantize", ""))
+    assert re.findall(r"# pip install (\S+)", report.card) == ([package] if package else [])
 
 
 def test_a_merge_of_checkpoints_names_those_on_the_hub_and_no_folder() -> None:

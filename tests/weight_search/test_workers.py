@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from adaptermix import (
 from adaptermix.progress import Silent, Watcher
 from adaptermix.weight_search import workers
 from tests.factories import contents, peft_lora
+from tests.refusals import refuses
 
 PLANTED = 0.4
 GRID = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
@@ -148,6 +151,72 @@ def test_a_database_is_shared_and_stays(settings: SearchSettings, tmp_path: Path
     again = search(few.model_copy(update={"out": str(tmp_path / "again")}))
     assert [trial.answers for trial in first.trials] == [trial.answers for trial in again.trials]
     assert (tmp_path / "trials.db").exists()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+@contextmanager
+def running(command: list[str], url: str) -> Iterator[str]:
+    """Run a server in another process, and yield its URL."""
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        yield url
+    finally:
+        server.kill()
+        server.wait()
+
+
+def grpc_storage(folder: Path) -> AbstractContextManager[str]:
+    """Serve a database by optuna's proxy."""
+    port = free_port()
+    program = (
+        "from optuna.storages import RDBStorage, run_grpc_proxy_server;"
+        f"run_grpc_proxy_server(RDBStorage('sqlite:///{folder}/trials.db'), host='127.0.0.1', port={port})"
+    )
+    return running([sys.executable, "-c", program], f"grpc://127.0.0.1:{port}")
+
+
+@contextmanager
+def redis_storage(folder: Path) -> Iterator[str]:
+    """Serve Redis."""
+    port = free_port()
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
+    with running(command, f"redis://127.0.0.1:{port}/0") as url:
+        for _ in range(100):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                break
+            time.sleep(0.1)
+        yield url
+
+
+def test_a_proxy_of_a_storage_is_shared(settings: SearchSettings, tmp_path: Path) -> None:
+    pytest.importorskip("grpc")
+    with grpc_storage(tmp_path) as url:
+        few = settings.model_copy(update={"grid": [0.5, 0.9], "storage": url, "study": "mine"})
+        first = search(few)
+        again = search(few.model_copy(update={"out": str(tmp_path / "again")}))
+    assert [trial.answers for trial in first.trials] == [trial.answers for trial in again.trials]
+
+
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="needs redis-server")
+def test_a_journal_in_redis_is_shared(settings: SearchSettings, tmp_path: Path) -> None:
+    pytest.importorskip("redis")
+    with redis_storage(tmp_path) as url:
+        few = settings.model_copy(update={"grid": [0.5, 0.9], "storage": url, "study": "mine"})
+        first = search(few)
+        again = search(few.model_copy(update={"out": str(tmp_path / "again")}))
+    assert [trial.answers for trial in first.trials] == [trial.answers for trial in again.trials]
+
+
+@pytest.mark.parametrize("url", ["grpc://localhost", "grpc://localhost:1/x"])
+def test_a_proxy_needs_host_and_port(url: str, settings: SearchSettings) -> None:
+    with refuses("storage.unreachable: grpc://HOST:PORT"):
+        search(settings.model_copy(update={"storage": url, "study": "mine"}))
 
 
 def test_workers_take_heads_and_replace_outputs(encoder: Path, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def unfolded(row: JsonObject) -> list[JsonObject]:
     """Return a row for each language where columns hold all languages, as in XNLI's `all_languages`.
 
     Such columns are a text per language, or lists of languages and of translations; others are repeated. A row without
-    a pair of such lists stays as it is, since OPUS has a text per language too.
+    a pair of such lists is not changed, since OPUS has a text per language too.
 
     Example:
         >>> listed = {"language": ["de", "en"], "translation": ["ja", "yes"]}

@@ -78,7 +78,7 @@ def _wide_columns(file: DataFile, row: JsonObject) -> tuple[str, str] | None:
     """
     if len(file.languages) != 2:
         return None
-    found = []
+    named = []
     for language in file.languages:
         columns = [name for name in row if canonical_language(name) == language]
         if len(columns) > 1:
@@ -87,8 +87,8 @@ def _wide_columns(file: DataFile, row: JsonObject) -> tuple[str, str] | None:
                 "columns to 'source' and 'target'.",
                 code="pairs.several-columns",
             )
-        found += columns
-    return (found[0], found[1]) if len(found) == 2 else None
+        named += columns
+    return (named[0], found[1]) if len(found) == 2 else None
 
 
 def _flat(file: DataFile, row: JsonObject) -> JsonObject:

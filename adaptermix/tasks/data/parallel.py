@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import islice, permutations
 
 from ...errors import DataError
 from .files import DataFile, find_files, parse_rows
@@ -52,6 +52,7 @@ def read_parallel(arguments: Sequence[str], *, rows: str | None = None) -> Paral
 def _from_lines(files: list[DataFile], rows: str | None) -> ParallelText:
     chosen = parse_rows(rows)
     texts: dict[str, list[str]] = {}
+    lengths: dict[str, int] = {}
     for file in files:
         language = file.languages[0]
         if language in texts:
@@ -59,8 +60,9 @@ def _from_lines(files: list[DataFile], rows: str | None) -> ParallelText:
                 f"{file.path}: one text per language is needed, and '{language}' occurs twice.",
                 code="parallel.language-twice",
             )
-        texts[language] = [line.strip() for _, line in file.lines()]
-    lengths = {language: len(lines) for language, lines in texts.items()}
+        lines = file.lines()
+        texts[language] = [line.strip() for _, line in islice(lines, chosen.stop)]
+        lengths[language] = len(texts[language]) + sum(1 for _ in lines)
     if len(texts) < 2 or len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise DataError(
             "retrieval needs at least two texts with equally many lines (line i translates line i), found "

@@ -94,8 +94,13 @@ class JoinedData(HubData):
     def _rows(self) -> Iterator[JsonObject]:
         translations = {row[self.key]: row["text"] for row in self._rows_of(self.other)}
         for row in self._rows_of(self.config):
-            if row[self.key] in translations:
-                yield {"source": row["text"], "target": translations[row[self.key]]}
+            if row[self.key] not in translations:
+                raise DataError(
+                    f"{self.path}: both languages must have the same rows, and {self.key} {row[self.key]!r} is missing "
+                    f"in {self.other}.",
+                    code="preset.rows",
+                )
+            yield {"source": row["text"], "target": translations[row[self.key]]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,18 +138,18 @@ def configurations(preset: Preset) -> dict[str, str]:
             by_code.setdefault(code, []).append(config)
     return {
         key: config
-        for code, found in by_code.items()
-        for key, config in ([(code, found[0])] if len(found) == 1 else [(each, each) for each in found])
+        for code, listed in by_code.items()
+        for key, config in ([(code, listed[0])] if len(listed) == 1 else [(each, each) for each in listed])
     }
 
 
-def _chosen(argument: str, known: Mapping[str, str], wanted: str) -> tuple[str, str]:
+def _chosen(argument: str, known: Mapping[str, str], requested: str) -> tuple[str, str]:
     """Return the code and the configuration of a language; of several scripts the code keeps the script (`hi-Latn`)."""
-    config = known.get(wanted) or known.get(canonical_language(wanted) or "")
-    config = config or (wanted if wanted in known.values() else None)
+    config = known.get(requested) or known.get(canonical_language(requested) or "")
+    config = config or (requested if requested in known.values() else None)
     if config is None:
         raise DataError(
-            f"{argument}: a language must be one that the data set has, found {wanted!r}. Its languages are "
+            f"{argument}: a language must be one that the data set has, found {requested!r}. Its languages are "
             f"{', '.join(sorted(known))}.",
             code="preset.language",
         )
@@ -172,22 +177,22 @@ def open_preset(argument: str, languages: tuple[str, ...]) -> list[DataFile]:
             code="preset.name",
         )
     preset = PRESETS[match["name"]]
-    wanted = match["languages"].split(",") if match["languages"] else ["-".join(languages)] if languages else []
+    requested = match["languages"].split(",") if match["languages"] else ["-".join(languages)] if languages else []
     split = match["split"] or preset.split
     name = match["name"]
     if preset.configs is None:
-        return [_unconfigured(name, preset, each, split) for each in wanted or [""]]
+        return [_unconfigured(name, preset, each, split) for each in requested or [""]]
     known = configurations(preset)
     if preset.joined:
-        return [_joined(name, preset, known, each, split) for each in wanted or [""]]
+        return [_joined(name, preset, known, each, split) for each in requested or [""]]
     return [
         HubData(**_common(name, preset, config, split), config=config, languages=(code,), is_given=True)
-        for code, config in (_chosen(argument, known, each) for each in wanted or known)
+        for code, config in (_chosen(argument, known, each) for each in requested or known)
     ]
 
 
 def _common(name: str, preset: Preset, language: str, split: str) -> dict[str, Any]:
-    """Return what every file of a preset has; its path is an argument that names this file alone."""
+    """Return the fields that all files of a preset share; its path is an argument that names this file alone."""
     hub, _, revision = preset.hub.partition("@")
     return {
         "path": Path(f"preset:{name}:{language}:{split}" if language else f"preset:{name}:{split}"),

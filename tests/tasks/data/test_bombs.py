@@ -15,6 +15,8 @@ from adaptermix.tasks import get_task
 from adaptermix.tasks.data import files as source
 from adaptermix.tasks.data import find_files
 from adaptermix.tasks.data.pairs import read_pairs
+from adaptermix.tasks.data.parallel import read_parallel
+from adaptermix.tasks.data.texts import texts_of
 
 from ...refusals import refuses
 
@@ -100,3 +102,22 @@ def test_a_row_that_is_nested_too_deep_to_be_cleaned_is_told_with_its_line(tmp_p
     (tmp_path / "en.jsonl").write_text('{"text": "b", "label": "y"}\n' + row)
     with refuses(r"row.not-json: en\.jsonl.*2"):
         list(source.DataFile(path=tmp_path / "en.jsonl", languages=()).json_rows())
+
+
+@pytest.mark.parametrize("name", ["de.txt", "de.jsonl"])
+def test_texts_behind_the_last_row_asked_for_are_not_read(name: str, tmp_path: Path) -> None:
+    line = b'{"text": "a"}\n' if name.endswith("jsonl") else b"a\n"
+    path = tmp_path / name
+    path.write_bytes(line * 3 + b"\xff\n")  # reading this line fails
+    assert texts_of([str(path)], rows="0:3")[0] == ["a"]
+    with refuses("data.not-utf8"):
+        texts_of([str(path)], rows="0:4")
+
+
+def test_lines_behind_the_last_row_asked_for_are_counted_only(tmp_path: Path) -> None:
+    for language, lines in (("de", 5), ("en", 5), ("fr", 6)):
+        (tmp_path / f"{language}.txt").write_text("".join(f"{language} {n}\n" for n in range(lines)))
+    paths = {language: str(tmp_path / f"{language}.txt") for language in ("de", "en", "fr")}
+    assert read_parallel([paths["de"], paths["en"]], rows="1:2").texts == {"de": ["de 1"], "en": ["en 1"]}
+    with refuses("parallel.line-count"):
+        read_parallel([paths["de"], paths["fr"]], rows="1:2")
