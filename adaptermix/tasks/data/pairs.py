@@ -88,7 +88,7 @@ def _wide_columns(file: DataFile, row: JsonObject) -> tuple[str, str] | None:
                 code="pairs.several-columns",
             )
         named += columns
-    return (named[0], found[1]) if len(found) == 2 else None
+    return (named[0], named[1]) if len(named) == 2 else None
 
 
 def _flat(file: DataFile, row: JsonObject) -> JsonObject:

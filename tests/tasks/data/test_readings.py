@@ -60,7 +60,7 @@ READINGS: dict[str, tuple[str, str, dict[str, object], str | None]] = {
     "xstorycloze": (
         "choice", "es",
         {"input_sentence_1": "a", "sentence_quiz1": "b", "sentence_quiz2": "c", "answer_right_ending": 1},
-        "choice.row",
+        None,
     ),
     "paws-x": ("pairs task", "de", PAIR, None),
     "paws-x as classify": ("classify", "de", PAIR, "row.missing-field"),
@@ -96,6 +96,6 @@ def test_data_sets_of_the_field(name: str, tmp_path: Path, monkeypatch: pytest.M
     assert caught.value.code == refusal
 
 
-def test_the_number_of_readings_that_work() -> None:
+def test_at_least_thirty_readings_work() -> None:
     assert len(READINGS) == 33
-    assert sum(refusal is None for *_, refusal in READINGS.values()) >= 29
+    assert sum(refusal is None for *_, refusal in READINGS.values()) >= 30
