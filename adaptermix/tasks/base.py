@@ -102,7 +102,7 @@ class BaseTask(ABC, Generic[B]):
 
     def files(self, arguments: Sequence[str]) -> list[DataFile]:
         """Return the files of `FILE` arguments."""
-        return find_files(arguments)
+        return find_files(arguments, self.name)
 
     @abstractmethod
     def rows_of(self, file: DataFile) -> Iterable[B | None]:

@@ -99,6 +99,19 @@ def _ending(row: ChoiceRow, choice: str) -> str:
     return choice[:1].lower() + choice[1:] if row.relation else choice
 
 
+_LETTERS = tuple("ABCDEFGHI")
+_DIGITS = "123456789"
+_NUMBERED = (
+    ("mc_answer", _DIGITS),  # Belebele
+    ("choice", _DIGITS),  # XCOPA
+    ("option_", "abcdefghi"),  # Global-MMLU
+    ("sentence_quiz", _DIGITS),  # XStoryCloze
+)
+"""Names of the fields of choices: a word and the signs that follow it."""
+_FROM_ONE = ("correct_answer_num", "answer_right_ending")
+"""Fields that count the right choice from 1."""
+_STORY = tuple(f"input_sentence_{number}" for number in range(1, 5))
+"""Fields of the sentences before the choices of XStoryCloze."""
 _SCORED = re.compile(r"\d+ \[(?P<scores>-?[\d.e+-]+/\d+(?: -?[\d.e+-]+/\d+)*)\]")
 """An answer with the likelihood of each choice: `2 [-3.5/4 -1.25/9]`."""
 
@@ -137,18 +150,13 @@ def _choices(row: JsonObject) -> tuple[str, ...]:
     """Return the choices of a row in any of the forms; empty for a row without choices."""
     listed = row.get("choices")
     if listed is None:
-        listed = [
-            row[name]
-            for kind in ("mc_answer", "choice")
-            for name in (f"{kind}{n}" for n in range(1, 10))
-            if name in row
-        ]
+        listed = [row[name] for kind, marks in _NUMBERED for name in (f"{kind}{mark}" for mark in marks) if name in row]
     return tuple(map(_one_line, listed)) if isinstance(listed, list) else ()
 
 
 def _right(row: JsonObject, choices: Sequence[str]) -> int | None:
     """Return the index of the right choice; None if the row names another answer."""
-    value: object = row.get("correct_answer_num")
+    value: object = next((row[name] for name in _FROM_ONE if row.get(name) is not None), None)
     if value is not None:  # counted from 1, as number or text
         number = int(value) - 1 if isinstance(value, int) or (isinstance(value, str) and value.isdecimal()) else -1
         return number if 0 <= number < len(choices) else None
@@ -156,11 +164,14 @@ def _right(row: JsonObject, choices: Sequence[str]) -> int | None:
     if isinstance(value, int) and not isinstance(value, bool):
         return value if 0 <= value < len(choices) else None
     text = _one_line(value)
+    if "option_a" in row and text in _LETTERS:  # Global-MMLU
+        number = _LETTERS.index(text)
+        return number if number < len(choices) else None
     return choices.index(text) if text in choices else None
 
 
 def _is_unlabelled(row: JsonObject) -> bool:
-    value = next((row[name] for name in ("correct_answer_num", "label", "answer") if row.get(name) is not None), None)
+    value = next((row[name] for name in (*_FROM_ONE, "label", "answer") if row.get(name) is not None), None)
     return value is None or value == -1
 
 
@@ -169,7 +180,8 @@ def _rows(file: DataFile) -> Iterator[ChoiceRow | DataError | None]:
         question = _one_line(row.get("question"))
         relation = question if question in _QUESTIONS and "premise" in row else ""
         context = next(
-            (_one_line(row[name]) for name in ("flores_passage", "premise", "context", "passage") if name in row), ""
+            (_one_line(row[name]) for name in ("flores_passage", "premise", "context", "passage") if name in row),
+            " ".join(_one_line(row[name]) for name in _STORY if name in row),
         )
         choices = _choices(row)
         if len(choices) < 2 or not all(choices) or len(set(choices)) < len(choices) or not (context or question):

@@ -64,7 +64,7 @@ class Classify(FreelyLabelledTask[ClassifyRow]):
     blank = {"label": "-"}
     row = ClassifyRow
     columns = {
-        "text": ("text", "sentence", "tweet", "review", "utterance"),
+        "text": ("text", "sentence", "tweet", "review", "utterance", "utt"),
         "label": ("label", "sentiment", "category", "class", "intent"),
     }
     templates = table(
@@ -75,7 +75,7 @@ class Classify(FreelyLabelledTask[ClassifyRow]):
     )
 
     def files(self, arguments: Sequence[str]) -> list[DataFile]:
-        return [_with_folder(file) for file in find_files(arguments)]
+        return [_with_folder(file) for file in find_files(arguments, self.name)]
 
     def unlabelled(self, text: str, language: str) -> ClassifyRow:
         return ClassifyRow(text=text, label="", language=language)

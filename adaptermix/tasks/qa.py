@@ -17,6 +17,7 @@ from ..errors import DataError
 from ..io.json_types import JsonValue
 from .base import BaseTask, task
 from .data.files import DataFile, sound
+from .data.language_names import code_of_name
 from .data.tables import LANGUAGE_NAMES, Row, row_cluster, row_language
 from .metrics import Metric, mean, mean_ends
 from .prompts import Template, table
@@ -112,6 +113,8 @@ def _row(file: DataFile, where: str, row: Mapping[str, JsonValue], context: obje
     if not str(question).strip() or not str(context).strip():
         return None
     named = next((str(row[name]) for name in LANGUAGE_NAMES if row.get(name)), None)
+    if named is None and file.language is None:  # TyDiQA's ids start with the language: "swahili-123-0"
+        named = code_of_name(str(row.get("id", "")).partition("-")[0])
     answers = _answers(where, row)
     whole = str(context).rstrip()
     blank = len(whole) - len(whole.lstrip())

@@ -15,10 +15,11 @@ from .overlap import chrf, chrf_counts
 from .prompts import Template, table
 
 UNKNOWN_LANGUAGE = "und"
-_PROMPTS = ("prompt", "instruction", "question")
+_PROMPTS = ("prompt", "instruction", "question", "inputs")
 _CONTEXT = "input"
-_ANSWERS = ("answer", "output", "response", "completion")
+_ANSWERS = ("answer", "output", "response", "completion", "targets")
 _ROLES = ("system", "user", "assistant")
+_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 
 Turn = tuple[str, str]
 """Role (`system`, `user` or `assistant`) and content."""
@@ -95,6 +96,15 @@ def _from_fields(where: str, row: Mapping[str, object]) -> tuple[tuple[Turn, ...
     return (("user", prompt),), _text(where, row, answer_name)
 
 
+def _sharegpt(turns: object) -> object:
+    """Return the turns of ShareGPT's `conversations` (`from`, `value`) as `messages`; other values unchanged."""
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) and "from" in turn for turn in turns):
+        return turns
+    return [
+        {"role": _SHAREGPT_ROLES.get(str(turn["from"]), turn["from"]), "content": turn.get("value")} for turn in turns
+    ]
+
+
 def _from_messages(where: str, messages: object) -> tuple[tuple[Turn, ...], str] | None:
     """Return the turns before the answer, and the answer; None if a turn but the system's is empty."""
     if not isinstance(messages, list) or len(messages) < 2:
@@ -142,9 +152,11 @@ class Sft(BaseTask[SftRow]):
     Exact match, in [0, 1], is for answers with one right form and ignores blanks at their ends. `chrf` is computed
     over the whole set of answers, in [0, 100]; see `adaptermix.tasks.overlap`.
 
-    Files are JSONL with `messages`, a list of `role` and `content` that ends with the answer; or with `prompt` and
-    `answer`, also called `instruction` (with `input` below it) and `output`, `question`, `response`, `completion`. Rows
-    with an empty prompt or answer are left out. The language comes from the argument (`de=FILE`), else the
+    Files are JSONL with `messages`, a list of `role` and `content` that ends with the answer, or ShareGPT's
+    `conversations` (`from`, `value`); or with `prompt` and
+    `answer`, also called `instruction` (with `input` below it) and `output`, `question`, `response`, `completion`,
+    `inputs`, `targets`. Rows with an empty prompt or answer are left out. The language comes from the argument
+    (`de=FILE`), else the
     row's `language`, else the file's name, else it is `und`, since instruction data seldom have it.
     """
 
@@ -161,8 +173,8 @@ class Sft(BaseTask[SftRow]):
     def rows_of(self, file: DataFile) -> Iterator[SftRow | None]:
         for number, row in file.json_rows():
             where = f"{file.path}:{number}"
-            by_turns = row.get("messages") is not None
-            parsed = _from_messages(where, row["messages"]) if by_turns else _from_fields(where, row)
+            messages = _sharegpt(row.get("conversations")) if row.get("messages") is None else row["messages"]
+            parsed = _from_fields(where, row) if messages is None else _from_messages(where, messages)
             if parsed is None or not parsed[1] or not parsed[0][-1][1]:
                 yield None  # collections such as Alpaca have a few rows without an answer
                 continue

@@ -180,13 +180,33 @@ def _spelled_out(file: DataFile) -> Iterator[SlotRow | None]:
         yield made if str(text).strip() else None
 
 
+def _tagged_rows(file: DataFile) -> Iterator[SlotRow | None]:
+    """Yield rows of {"tokens", "slots" or "tags", "text", "language"} with an IOB2 tag for each token."""
+    for number, row in file.json_rows():
+        tokens, tags = row.get("tokens"), row.get("tags", row.get("slots"))
+        is_tagged = isinstance(tokens, list) and isinstance(tags, list) and len(tokens) == len(tags)
+        listed = [*tokens, *tags] if isinstance(tokens, list) and isinstance(tags, list) else []
+        if not is_tagged or not all(isinstance(item, str) for item in listed):
+            raise DataError(
+                f"{file.path}:{number}: a row must have 'tokens' and as many 'slots' or 'tags', all of them text.",
+                code="slots.tokens-tags",
+            )
+        words, marks = list(map(str, listed[: len(listed) // 2])), list(map(str, listed[len(listed) // 2 :]))
+        check_tags(file, number, marks, _TAG)
+        text, language = row.get("text"), row_language(file, row.get("language", row.get("lang")))
+        made = _row_from_iob2(words, marks, text if isinstance(text, str) else " ".join(words), language)
+        yield replace(made, cluster=row_cluster(row)) if words else None
+
+
 def _reader(file: DataFile) -> Callable[[DataFile], Iterator[SlotRow | None]]:
     """Choose by the first line that is not blank."""
     first = next((line for _, line in file.lines() if line.strip()), None)
     if first is None:
         raise DataError(f"a data file must hold rows, and {file.path} is empty.", code="data.empty")
     if first.startswith("{"):
-        return _massive if '"annot_utt"' in first else _spelled_out
+        if '"annot_utt"' in first:
+            return _massive
+        return _tagged_rows if '"tokens"' in first and '"slots": [{' not in first else _spelled_out
     columns = first.split("\t")
     if first.startswith("#") or (len(columns) >= 4 and columns[0].isdigit()):
         return _conll

@@ -218,7 +218,7 @@ class Translate:
     )
 
     def read(self, arguments: Sequence[str], *, rows: str | None = None) -> tuple[list[TranslateRow], list[DataFile]]:
-        files = find_files(arguments)
+        files = find_files(arguments, self.name)
         named = {file.path: _WMT.fullmatch(file.path.name) for file in files}
         texts = [file for file in files if not named[file.path] and is_lines(file)]
         left_out: Counter[Path] = Counter()

@@ -60,6 +60,7 @@ class DataFile:
         languages: Language codes from the argument or the file's name: one, two for pairs, or an empty tuple.
         is_given: Whether they come from an argument such as `de=FILE`, which takes precedence over the rows.
         left_out: Rows of it that were read and left out.
+        tasks: Names of the tasks that its rows suit; empty if that is unknown.
         used: The rows that a reader returned; None before a reader has read the file.
     """
 
@@ -67,6 +68,7 @@ class DataFile:
     languages: tuple[str, ...]
     is_given: bool = False
     left_out: int = 0
+    tasks: tuple[str, ...] = ()
     used: UsedRows | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -186,8 +188,8 @@ class DataFile:
         return replace(self, used=UsedRows(texts, picked), left_out=left_out)
 
 
-OPENERS: dict[str, Callable[[str, tuple[str, ...]], DataFile]] = {}
-"""Openers of data that are not files, by the word before the colon of an argument; they get its languages too."""
+OPENERS: dict[str, Callable[[str, tuple[str, ...]], Sequence[DataFile]]] = {}
+"""Openers of data other than text, by the word before the colon of an argument or by suffix."""
 
 
 def text_hash(file: DataFile) -> str:
@@ -234,14 +236,15 @@ def several_languages(file: DataFile) -> str:
     return f", and its name has {' and '.join(map(repr, codes))}" if len(codes) > 1 and not file.languages else ""
 
 
-def find_files(arguments: Sequence[str]) -> list[DataFile]:
+def find_files(arguments: Sequence[str], task: str | None = None) -> list[DataFile]:
     """Resolve `FILE` arguments.
 
     Args:
         arguments: Paths or globs, each with an optional `LANGUAGE=` (or `LANGUAGE-LANGUAGE=`) in front.
+        task: Name of the task that reads them; None if any may.
 
     Raises:
-        DataError: no file matches, a file is empty, or a form is not handled.
+        DataError: no file matches, a file is empty, a form is not handled, or the rows suit other tasks only.
     """
     files: list[DataFile] = []
     for argument in arguments:
@@ -249,14 +252,20 @@ def find_files(arguments: Sequence[str]) -> list[DataFile]:
         prefix, colon, _ = pattern.partition(":")
         opener = OPENERS.get(prefix) if colon else None
         if opener:
-            files.append(opener(pattern, languages))
+            files += opener(pattern, languages)
             continue
-        paths = require_data(pattern)
-        files += [
-            DataFile(path=path, languages=languages or languages_of(path), is_given=bool(languages)) for path in paths
-        ]
+        for path in require_data(pattern):
+            if by_suffix := OPENERS.get(path.suffix):
+                files += by_suffix(str(path), languages)
+                continue
+            files.append(DataFile(path=path, languages=languages or languages_of(path), is_given=bool(languages)))
     for file in files:
         file.check()
+        if task and file.tasks and task not in file.tasks:
+            raise DataError(
+                f"{file.path}: the data must suit the task '{task}', and they are for {' and '.join(file.tasks)}.",
+                code="data.task",
+            )
     if not files:
         raise DataError("at least one data file is needed, got none.", code="data.no-file")
     return files

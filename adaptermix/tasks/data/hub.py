@@ -1,26 +1,32 @@
-"""Data sets of the Hub as data files: `hf:owner/name[@REVISION][:config[:split]]`."""
+"""Data sets of the Hub and Parquet files as data files.
+
+`hf:owner/name[@REVISION][:config[:split]]`, `hf://datasets/owner/name[@REVISION][/path]`, and paths of `.parquet`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import DataError
-from ...io.json_types import JsonValue
+from ...io.json_types import JsonObject, JsonValue
 from ...models.languages import canonical_language
 from .files import OPENERS, DataFile
-from .languages import languages_in
+from .languages import languages_in, languages_of
 
 if TYPE_CHECKING:
     from datasets import ClassLabel, Dataset
 
 _FORM = re.compile(r"hf:(?P<name>[^:@]+)(@(?P<revision>[^:@]+))?(:(?P<config>[^:]*))?(:(?P<split>[^:]+))?")
+_ADDRESS = re.compile(
+    r"hf://datasets/(?P<name>[^/:@]+/[^/:@]+)(@(?P<revision>[^:@/]+|refs/[^/]+/[^/]+))?(/(?P<file>[^:]+))?"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,12 +38,16 @@ class HubData(DataFile):
         config: Configuration, if there are several; often a language.
         split: Split, such as `train`.
         revision: Pinned revision.
+        file: One file of the data set, instead of a configuration.
+        columns: The column of each field whose name differs; fields replace columns of the same name.
     """
 
     name: str
     config: str | None = None
     split: str = "train"
     revision: str | None = None
+    file: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def suffixes(self) -> list[str]:
@@ -50,11 +60,25 @@ class HubData(DataFile):
             DataError: the data set, the configuration or the split does not exist or cannot be reached, or `datasets`
                 is not installed.
         """
-        rows = _load(self.name, self.config, self.split, self.revision)
+        for number, row in enumerate(self._rows(), start=1):
+            yield number, json.dumps(row, ensure_ascii=False, default=str)
+
+    def _rows(self) -> Iterator[JsonObject]:
+        yield from self._rows_of(self.config)
+
+    def _rows_of(self, config: str | None) -> Iterator[JsonObject]:
+        """Yield the rows of a configuration with named classes and columns, unfolded by language."""
+        rows = _load(self.name, config, self.split, self.revision, self.file)
+        if lacking := sorted(set(self.columns.values()) - set(rows.column_names)):
+            raise DataError(
+                f"{self.path} must have the columns {', '.join(sorted(self.columns.values()))}, and {lacking[0]!r} is "
+                f"missing; its columns are {', '.join(rows.column_names)}.",
+                code="hub-data.columns",
+            )
         classes = {key: feature for key, kind in rows.features.items() if (feature := _class_of(kind))}
-        for number, row in enumerate(rows, start=1):
-            named = {key: _named(kind, row[key]) for key, kind in classes.items()}
-            yield number, json.dumps(row | named, ensure_ascii=False, default=str)
+        for row in rows:
+            named = row | {key: _named(kind, row[key]) for key, kind in classes.items()}
+            yield from unfolded(named | {name: named[column] for name, column in self.columns.items()})
 
     def check(self) -> None:
         """Accept the data set; its faults show when it is read."""
@@ -83,8 +107,39 @@ def _named(kind: ClassLabel, value: int | list[int] | None) -> JsonValue:
     return None if value is None or value < 0 else kind.int2str(value)
 
 
+def unfolded(row: JsonObject) -> list[JsonObject]:
+    """Return a row for each language where columns hold all languages, as in XNLI's `all_languages`.
+
+    Such columns are a text per language, or lists of languages and of translations; others are repeated. A row without
+    a pair of such lists is not changed, since OPUS has a text per language too.
+
+    Example:
+        >>> listed = {"language": ["de", "en"], "translation": ["ja", "yes"]}
+        >>> unfolded({"premise": {"de": "so", "en": "thus"}, "hypothesis": listed, "label": 0})[0]
+        {'premise': 'so', 'hypothesis': 'ja', 'label': 0, 'language': 'de'}
+    """
+    texts = {}
+    listed = False
+    for key, value in row.items():
+        if (
+            isinstance(value, dict)
+            and set(value) == {"language", "translation"}
+            and isinstance(value["language"], list)
+        ):
+            texts[key] = dict(zip(value["language"], value["translation"], strict=True))
+            listed = True
+        elif isinstance(value, dict) and value and all(isinstance(text, str) for text in value.values()):
+            texts[key] = value
+    if not listed:
+        return [row]
+    languages = [code for code in next(iter(texts.values())) if all(code in each for each in texts.values())]
+    return [
+        row | {key: each[language] for key, each in texts.items()} | {"language": language} for language in languages
+    ]
+
+
 @lru_cache(maxsize=16)
-def _load(name: str, config: str | None, split: str, revision: str | None) -> Dataset:
+def _load(name: str, config: str | None, split: str, revision: str | None, file: str | None) -> Dataset:
     try:
         from datasets import load_dataset
         from datasets.utils.logging import disable_progress_bar
@@ -95,7 +150,7 @@ def _load(name: str, config: str | None, split: str, revision: str | None) -> Da
         ) from error
     disable_progress_bar()
     try:
-        return load_dataset(name, config, split=split, revision=revision, trust_remote_code=False)
+        return load_dataset(name, config, data_files=file, split=split, revision=revision)
     except Exception as error:  # of many kinds, from the network's to pyarrow's
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(
@@ -115,10 +170,22 @@ def open_hub(argument: str, languages: tuple[str, ...]) -> HubData:
         >>> open_hub("hf:facebook/xnli:de:test", ()).languages
         ('de',)
     """
+    if address := _ADDRESS.fullmatch(argument):
+        file = address["file"]
+        return HubData(
+            path=Path(argument),
+            languages=languages or (languages_of(Path(file)) if file else ()),
+            is_given=bool(languages),
+            name=address["name"],
+            revision=address["revision"],
+            file=file,
+        )
     match = _FORM.fullmatch(argument)
-    if match is None:
+    if match is None or argument.startswith("hf://"):
         raise DataError(
-            f"a data set of the Hub must be hf:owner/name[@REVISION][:config[:split]], got {argument!r}.",
+            f"a data set of the Hub must be hf:owner/name[@REVISION][:config[:split]] or "
+            "hf://datasets/owner/name[@REVISION][/FILE], "
+            f"got {argument!r}.",
             code="hub-data.name",
         )
     config = match["config"] or None
@@ -135,4 +202,24 @@ def open_hub(argument: str, languages: tuple[str, ...]) -> HubData:
     )
 
 
-OPENERS["hf"] = open_hub
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParquetFile(HubData):
+    """A Parquet file of this machine."""
+
+    @property
+    def title(self) -> str:
+        return self.path.name
+
+    def check(self) -> None:
+        DataFile.check(self)
+
+
+def open_parquet(argument: str, languages: tuple[str, ...]) -> ParquetFile:
+    """Return a Parquet file; its language is the argument's, else its name's."""
+    path = Path(argument)
+    known = languages or languages_of(path)
+    return ParquetFile(path=path, languages=known, is_given=bool(languages), name="parquet", file=argument)
+
+
+OPENERS["hf"] = lambda argument, languages: [open_hub(argument, languages)]
+OPENERS[".parquet"] = lambda argument, languages: [open_parquet(argument, languages)]

@@ -137,3 +137,16 @@ def english_name(code: str) -> str:
         ('German', 'bar')
     """
     return _NAMES.get(code, code)
+
+
+_CODES = {name.lower(): code for code, name in _NAMES.items()}
+
+
+def code_of_name(name: str) -> str | None:
+    """Return the code of a language's English name in any case; None if the table lacks it.
+
+    Example:
+        >>> code_of_name("swahili"), code_of_name("table")
+        ('sw', None)
+    """
+    return _CODES.get(name.lower())

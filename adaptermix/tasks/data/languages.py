@@ -76,7 +76,7 @@ def given_languages(text: str) -> tuple[str, ...] | None:
 
 
 def _stem(path: Path) -> str:
-    return re.sub(r"(\.(tsv|csv|txt|jsonl?|conll|iob2|gz))+$", "", path.name)
+    return re.sub(r"(\.(tsv|csv|txt|parquet|jsonl?|conll|iob2|gz))+$", "", path.name)
 
 
 def _spelled(name: str) -> str:

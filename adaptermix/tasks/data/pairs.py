@@ -14,7 +14,12 @@ from .files import DataFile, find_files, parse_rows, several_languages
 from .language_names import english_name
 from .tables import table_cells, texts_of
 
-_JSON_FIELDS = (("source", "target"), ("text_parallel_0", "text_parallel_1"), ("sentence1", "sentence2"))
+_JSON_FIELDS = (
+    ("source", "target"),
+    ("text_parallel_0", "text_parallel_1"),
+    ("sentence1", "sentence2"),
+    ("sourceString", "targetString"),
+)
 _HEADERS = (*_JSON_FIELDS, ("src", "tgt"))
 
 
@@ -45,8 +50,9 @@ def _json_columns(file: DataFile) -> Iterator[tuple[int, list[str]]]:
     for number, whole in file.json_rows():
         row = _flat(file, whole)
         names = next(
-            (pair for pair in (*_JSON_FIELDS, file.languages) if len(pair) == 2 and set(pair) <= set(row)), None
+            (pair for pair in (*_JSON_FIELDS, file.languages) if set(pair) <= set(row) and len(pair) == 2), None
         )
+        names = names or _wide_columns(file, row)
         if names is None:
             known = " and ".join(map(repr, file.languages if len(file.languages) == 2 else ("de", "en")))
             raise DataError(
@@ -62,6 +68,27 @@ def _json_columns(file: DataFile) -> Iterator[tuple[int, list[str]]]:
                 code="pairs.not-text",
             )
         yield number, texts
+
+
+def _wide_columns(file: DataFile, row: JsonObject) -> tuple[str, str] | None:
+    """Return the columns of the languages where their names are codes of any form, such as `deu_Latn` in NTREX.
+
+    Raises:
+        DataError: a language has several columns, such as two scripts of it.
+    """
+    if len(file.languages) != 2:
+        return None
+    named = []
+    for language in file.languages:
+        columns = [name for name in row if canonical_language(name) == language]
+        if len(columns) > 1:
+            raise DataError(
+                f"{file.path}: a language must have one column, and '{language}' has {', '.join(columns)}. Rename the "
+                "columns to 'source' and 'target'.",
+                code="pairs.several-columns",
+            )
+        named += columns
+    return (named[0], named[1]) if len(named) == 2 else None
 
 
 def _flat(file: DataFile, row: JsonObject) -> JsonObject:
@@ -87,7 +114,7 @@ def read_pairs(arguments: Sequence[str], *, rows: str | None = None) -> tuple[li
         DataError: a file is missing, empty, has a row of one column, or its languages are unknown.
     """
     pairs, files = [], []
-    for file in find_files(arguments):
+    for file in find_files(arguments, "translate"):
         kept, counted = pairs_of_file(file, rows=rows)
         pairs += kept
         files.append(counted)
