@@ -125,6 +125,6 @@ def add_to(model: nn.Module, adapter: AdapterInput, name: str = "merged") -> Pef
         )
     with folders_of([adapter]) as folders:
         if not isinstance(model, PeftModel):
-            return PeftModel.from_pretrained(model, str(folders[0]), adapter_name=name)  # type: ignore[arg-type]
+            return PeftModel.from_pretrained(model, str(folders[0]), adapter_name=name)
         model.load_adapter(str(folders[0]), adapter_name=name)
         return model
