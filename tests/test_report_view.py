@@ -10,7 +10,7 @@ import pytest
 import adaptermix
 from adaptermix.commands.record import load
 from adaptermix.commands.table import COMMANDS
-from adaptermix.io.report_view import Shown
+from adaptermix.io.report_view import ResultView
 
 from .factories import write_lora
 
@@ -30,8 +30,8 @@ def test_every_function_returns_a_result_of_one_line(name: str) -> None:
     run = load(str(FUNCTIONS[name].run))
     module = inspect.getmodule(run)
     report = inspect.signature(run, eval_str=True, locals=vars(adaptermix) | vars(module)).return_annotation
-    assert issubclass(report, Shown)
-    assert report.__repr__ is Shown.__repr__
+    assert issubclass(report, ResultView)
+    assert report.__repr__ is ResultView.__repr__
 
 
 def test_the_results_of_large_adapters_are_short(adapters: list[Path]) -> None:
@@ -49,7 +49,7 @@ def test_a_notebook_shows_a_table_with_escaped_text(adapters: list[Path]) -> Non
     assert "<th>residual</th>" in table
     assert "and 70 more" in table
 
-    class Marked(Shown):
+    class Marked(ResultView):
         def document(self) -> dict[str, object]:
             return {"<b>": "<script>", "rows": {"<i>": {"<u>": "<s>"}}}
 

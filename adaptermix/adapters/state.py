@@ -120,8 +120,8 @@ class AdapterState:
 
     def __repr__(self) -> str:
         ranks = sorted({module.update.rank for module in self.modules.values()})
-        shown = f"{ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else "".join(map(str, ranks))
-        return f"AdapterState({len(self.modules)} modules, rank {shown or 0}, base {as_line(self.meta.base, 60)!r})"
+        label = f"{ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else "".join(map(str, ranks))
+        return f"AdapterState({len(self.modules)} modules, rank {label or 0}, base {as_line(self.meta.base, 60)!r})"
 
     @classmethod
     def of_updates(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
 from ..io.json_types import JsonObject
-from ..io.report_view import Shown
+from ..io.report_view import ResultView
 from ..models.location import ModuleLocation, kinds_of, layers_of, mean
 from .inspect_stack import StackInspection
 
@@ -208,7 +208,7 @@ class PairInspection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Inspection(Shown):
+class Inspection(ResultView):
     """The content of some adapters, and the interference of every two of them.
 
     Args:

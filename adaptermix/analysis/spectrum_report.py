@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ..io.json_types import JsonObject
-from ..io.report_view import Shown
+from ..io.report_view import ResultView
 from ..models.location import ModuleLocation, kinds_of, layers_of, mean
 from .spectrum_table import ScalingTable, scaling_table
 
@@ -52,7 +52,7 @@ def _ratio(value: float, reference: float) -> float | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class SpectrumReport(Shown):
+class SpectrumReport(ResultView):
     """Singular-value scaling from model A, the base, to model B, and to further models.
 
     Args:

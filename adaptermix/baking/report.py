@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ..io.json_types import JsonObject
-from ..io.report_view import Shown
+from ..io.report_view import ResultView
 from .fidelity import Fidelity, over_modules
 
 
@@ -57,7 +57,7 @@ class Compared:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class BakeReport(Shown):
+class BakeReport(ResultView):
     """The report of a bake.
 
     Args:

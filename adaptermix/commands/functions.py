@@ -125,8 +125,8 @@ def merge(adapters: Any, *, watch: Watcher = SILENT, **options: Any) -> Any:
 
     Args:
         adapters: `MergeSettings`; or adapter folders, adapters in memory (see `merging.in_memory.folders_of`), or
-            checkpoint folders with `base`, and the fields of `MergeSettings` as keyword arguments. Without `out`
-            nothing is written, and the result is the `adapter` of the report.
+            checkpoint folders with `base`, and the fields of `MergeSettings` as keyword arguments. Without `out` the
+            function writes no file, and the result is the `adapter` of the report.
         watch: Receives progress.
         options: Fields of `MergeSettings`; for checkpoints also `shard_size`.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..io.json_types import JsonObject
-from ..io.report_view import Shown
+from ..io.report_view import ResultView
 from ..provenance.differences import Difference
 
 
@@ -27,7 +27,7 @@ class InputChange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Verification(Shown):
+class Verification(ResultView):
     """The result of `verify`.
 
     Args:

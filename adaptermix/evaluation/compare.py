@@ -14,7 +14,7 @@ from ..errors import DataError, OutputError, UsageError
 from ..io.files import write_whole
 from ..io.json_types import JsonObject
 from ..io.markup import markdown_table
-from ..io.report_view import Shown
+from ..io.report_view import ResultView
 from ..options import CompareSettings
 from ..options.paths import holds_output
 from ..progress import SILENT, Watcher
@@ -73,7 +73,7 @@ class System:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Systems(Shown):
+class Systems(ResultView):
     """A comparison of systems.
 
     Args:

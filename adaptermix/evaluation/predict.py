@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from ..adapters import AdapterSource, open_adapter
 from ..errors import DataError, UsageError
 from ..io.json_types import JsonObject
-from ..io.report_view import Shown
+from ..io.report_view import ResultView
 from ..merging.on_model import acting
 from ..models.base import load_base, note_other_base, require_causal
 from ..options import PredictSettings
@@ -25,7 +25,7 @@ from .run import BASE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Prediction(Shown):
+class Prediction(ResultView):
     """Answers to texts.
 
     Args:

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from ..io.json_types import JsonObject
-from ..io.report_view import Shown
+from ..io.report_view import ResultView
 from ..tasks import Metric
 from ..tasks.data.languages import split_pair
 from ..tasks.metrics import mean, mean_ends
@@ -22,7 +22,7 @@ _ACCURACY = Metric(name="accuracy", count=lambda _, answer: (float(answer == "ri
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Retrieval(Shown):
+class Retrieval(ResultView):
     """Retrieval accuracy per layer and direction.
 
     Args:

@@ -11,7 +11,7 @@ from ..errors import cut
 _LINE, _ROWS = 200, 50
 
 
-class Shown:
+class ResultView:
     """A result with a `document()`: its `repr` is one line, and a notebook shows it as a table."""
 
     __slots__ = ()
@@ -31,7 +31,7 @@ class Shown:
         return f"<table><caption>{escape(type(self).__name__)}</caption>{rows}</table>"
 
 
-def _document(report: Shown) -> Mapping[str, object]:
+def _document(report: ResultView) -> Mapping[str, object]:
     document = report.document()
     return document if isinstance(document, Mapping) else {"entries": document}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..io.json_types import JsonObject
-from ..io.report_view import Shown
+from ..io.report_view import ResultView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class ExtractedModule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class ExtractReport(Shown):
+class ExtractReport(ResultView):
     """Result of an extraction.
 
     Args:

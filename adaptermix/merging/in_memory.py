@@ -45,7 +45,7 @@ def folders_of(adapters: Sequence[AdapterInput]) -> Iterator[list[str | Path]]:
             of one of its adapters, or a state dict of peft with its config (a `PeftConfig`, or a mapping).
 
     Raises:
-        PlanError: an adapter is none of these.
+        PlanError: an adapter is of another kind.
     """
     with TemporaryDirectory(prefix="adaptermix-") as parent:
         yield [

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..adapters import AdapterState
 from ..io.json_types import JsonObject
-from ..io.report_view import Shown
+from ..io.report_view import ResultView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ class ModuleReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class MergeReport(Shown):
+class MergeReport(ResultView):
     """Result of a merge: output folder, settings, and fidelity per module.
 
     Args:

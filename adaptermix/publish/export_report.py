@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..io.json_types import JsonObject
-from ..io.report_view import Shown
+from ..io.report_view import ResultView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,7 @@ class ExportedModule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class ExportReport(Shown):
+class ExportReport(ResultView):
     """Result of an export.
 
     Args:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ..errors import AdapterFormatError, PublishError, as_line
 from ..io.files import output_lock, real_path
 from ..io.json_types import JsonObject
-from ..io.report_view import Shown
+from ..io.report_view import ResultView
 from ..options import PushSettings
 from ..progress import SILENT, Watcher
 from .content import README
@@ -38,7 +38,7 @@ _ADVICE = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class PushReport(Shown):
+class PushReport(ResultView):
     """The result of a push, or of its dry run.
 
     Args:

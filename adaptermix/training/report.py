@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..io.json_types import JsonObject
-from ..io.report_view import Shown
+from ..io.report_view import ResultView
 from ..tasks.data.report import RowsReport
 
 LogEntry = dict[str, Any]
@@ -15,7 +15,7 @@ LogEntry = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class TrainReport(Shown):
+class TrainReport(ResultView):
     """Result of a training run.
 
     Args:

@@ -12,7 +12,7 @@ from ..errors import PlanError
 from ..evaluation.score import NORMAL, Score
 from ..evaluation.significance import null_error
 from ..io.json_types import JsonObject
-from ..io.report_view import Shown
+from ..io.report_view import ResultView
 from ..weight_search.decision import Decision
 from ..weight_search.significance import chance_of
 
@@ -124,7 +124,7 @@ def _decide(trials: Sequence[RecipeTrial], best: RecipeTrial) -> RecipeDecision 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Tuning(Shown):
+class Tuning(ResultView):
     """All trials.
 
     Args:
