@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .merging import MergeReport as MergeReport
     from .merging.checkpoints import merge_checkpoints as merge_checkpoints
     from .merging.extract_report import ExtractReport as ExtractReport
+    from .merging.in_memory import add_to as add_to
     from .merging.request import merge_learned as merge_learned
     from .options import AlignSettings as AlignSettings
     from .options import BakeSettings as BakeSettings
@@ -70,6 +71,7 @@ _HOMES = {
     "merge_statistics": ("StatisticsReport",),
     "merging": ("MergeReport",),
     "merging.extract_report": ("ExtractReport",),
+    "merging.in_memory": ("add_to",),
     "options": ("MergeSettings", *(command.options for command in _FUNCTIONS.values())),
     "tuning": ("Tuning", "tune"),
     "weight_search": ("SearchResult",),

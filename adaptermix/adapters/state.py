@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..algebra import LowRank
+from ..errors import as_line
 from .module import AdapterModule, ModuleHeader
 
 
@@ -116,6 +117,11 @@ class AdapterState:
     meta: AdapterMeta
     modules: Mapping[str, AdapterModule]
     saved: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        ranks = sorted({module.update.rank for module in self.modules.values()})
+        label = f"{ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else "".join(map(str, ranks))
+        return f"AdapterState({len(self.modules)} modules, rank {label or 0}, base {as_line(self.meta.base, 60)!r})"
 
     @classmethod
     def of_updates(

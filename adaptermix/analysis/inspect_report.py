@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
 from ..io.json_types import JsonObject
+from ..io.report_view import ResultView
 from ..models.location import ModuleLocation, kinds_of, layers_of, mean
 from .inspect_stack import StackInspection
 
@@ -206,8 +207,8 @@ class PairInspection:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inspection:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Inspection(ResultView):
     """The content of some adapters, and the interference of every two of them.
 
     Args:

@@ -12,13 +12,14 @@ import torch
 from ..errors import AdapterFormatError
 from ..io.checkpoint_files import open_tensors
 from ..io.json_types import JsonObject
+from ..io.report_view import ResultView
 from ..models.languages import language_tags
 from ..models.pretrained import load_tokenizer
 from ..models.stack import PROJECTION, Part, StackForm
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StackInspection:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class StackInspection(ResultView):
     """A stack.
 
     Args:

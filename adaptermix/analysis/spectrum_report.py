@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ..io.json_types import JsonObject
+from ..io.report_view import ResultView
 from ..models.location import ModuleLocation, kinds_of, layers_of, mean
 from .spectrum_table import ScalingTable, scaling_table
 
@@ -50,8 +51,8 @@ def _ratio(value: float, reference: float) -> float | None:
     return value / reference if reference > 0 else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpectrumReport:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class SpectrumReport(ResultView):
     """Singular-value scaling from model A, the base, to model B, and to further models.
 
     Args:

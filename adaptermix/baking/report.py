@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ..io.json_types import JsonObject
+from ..io.report_view import ResultView
 from .fidelity import Fidelity, over_modules
 
 
@@ -55,8 +56,8 @@ class Compared:
     error_rest: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BakeReport:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class BakeReport(ResultView):
     """The report of a bake.
 
     Args:

@@ -16,6 +16,7 @@ from .table import COMMANDS
 
 if TYPE_CHECKING:
     from ..merging import MergeReport
+    from ..merging.in_memory import AdapterInput
     from ..options import MergeSettings, Settings
 
 T = TypeVar("T", bound="Settings")
@@ -112,7 +113,7 @@ def _plain(value: object) -> object:
 def merge(settings: MergeSettings, /, *, watch: Watcher = SILENT) -> MergeReport: ...
 @overload
 def merge(
-    adapters: Sequence[str | Path],
+    adapters: Sequence[AdapterInput],
     *,
     weights: Sequence[float] | float,
     out: str | Path | None = None,
@@ -123,20 +124,18 @@ def merge(adapters: Any, *, watch: Watcher = SILENT, **options: Any) -> Any:
     """Merge adapters, or full checkpoints; a method that learns its weights learns them first.
 
     Args:
-        adapters: `MergeSettings`; or adapter folders, or checkpoint folders with `base`, and the fields of
-            `MergeSettings` as keyword arguments. Without `out` they are merged for the report only.
+        adapters: `MergeSettings`; or adapter folders, adapters in memory (see `merging.in_memory.folders_of`), or
+            checkpoint folders with `base`, and the fields of `MergeSettings` as keyword arguments. Without `out` the
+            function writes no file, and the result is the `adapter` of the report.
         watch: Receives progress.
         options: Fields of `MergeSettings`; for checkpoints also `shard_size`.
 
     Raises:
         AdapterMixError: the inputs cannot be merged with each other, or the data or the model are invalid.
     """
-    from ..merging import merge as merge_adapters
-    from ..merging.merge_options import MergeKeywords
-    from ..merging.request import is_checkpoint, merge_with_settings
-    from ..models.stack import stack_folder
+    from ..merging.in_memory import folders_of, is_in_memory
+    from ..merging.request import merge_with_settings
     from ..options import MergeSettings
-    from ..options.roles import Role, marked
 
     if isinstance(adapters, MergeSettings):
         with COMMANDS["merge"].recorded(lambda: adapters):
@@ -147,6 +146,21 @@ def merge(adapters: Any, *, watch: Watcher = SILENT, **options: Any) -> Any:
             f"adapters must be a list of folders, got the text {folder!r}: write [{folder!r}].",
             code="merge.one-folder",
         )
+    listed = list(adapters)
+    if any(map(is_in_memory, listed)):
+        with folders_of(listed) as folders:
+            return _merge(folders, watch=watch, **options)
+    return _merge(listed, watch=watch, **options)
+
+
+def _merge(adapters: Sequence[str | Path], *, watch: Watcher, **options: Any) -> MergeReport:
+    from ..merging import merge as merge_adapters
+    from ..merging.merge_options import MergeKeywords
+    from ..merging.request import is_checkpoint, merge_with_settings
+    from ..models.stack import stack_folder
+    from ..options import MergeSettings
+    from ..options.roles import Role, marked
+
     _check_names(options, [*MergeSettings.model_fields, "shard_size", *MergeKeywords.__annotations__, "learned"])
     if "weights" not in options:
         raise UsageError("weights must be given, one per adapter, such as weights=[0.9, 0.1].", code="merge.no-weights")

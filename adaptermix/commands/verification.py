@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..io.json_types import JsonObject
+from ..io.report_view import ResultView
 from ..provenance.differences import Difference
 
 
@@ -25,8 +26,8 @@ class InputChange:
     text: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verification:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Verification(ResultView):
     """The result of `verify`.
 
     Args:

@@ -14,6 +14,7 @@ from ..errors import DataError, OutputError, UsageError
 from ..io.files import write_whole
 from ..io.json_types import JsonObject
 from ..io.markup import markdown_table
+from ..io.report_view import ResultView
 from ..options import CompareSettings
 from ..options.paths import holds_output
 from ..progress import SILENT, Watcher
@@ -71,8 +72,8 @@ class System:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Systems:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Systems(ResultView):
     """A comparison of systems.
 
     Args:

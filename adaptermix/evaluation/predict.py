@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from ..adapters import AdapterSource, open_adapter
 from ..errors import DataError, UsageError
 from ..io.json_types import JsonObject
+from ..io.report_view import ResultView
 from ..merging.on_model import acting
 from ..models.base import load_base, note_other_base, require_causal
 from ..options import PredictSettings
@@ -23,8 +24,8 @@ from .answering import Answering
 from .run import BASE
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Prediction(ResultView):
     """Answers to texts.
 
     Args:

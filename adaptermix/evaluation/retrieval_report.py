@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from ..io.json_types import JsonObject
+from ..io.report_view import ResultView
 from ..tasks import Metric
 from ..tasks.data.languages import split_pair
 from ..tasks.metrics import mean, mean_ends
@@ -20,8 +21,8 @@ Hits = tuple[float, ...]
 _ACCURACY = Metric(name="accuracy", count=lambda _, answer: (float(answer == "right"), 1.0), value=mean, ends=mean_ends)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Retrieval:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Retrieval(ResultView):
     """Retrieval accuracy per layer and direction.
 
     Args:

@@ -15,6 +15,7 @@ from ..fusion import FUSIONS
 from ..fusion.source_rows import INPUT, fusion_of, is_missing, joined, read_beside, reads_itself
 from ..io.files import write_whole
 from ..io.json_types import JsonObject
+from ..io.report_view import ResultView
 from ..merging.on_model import acting
 from ..models.base import BaseModel, load_base, model_origins, note_other_base, require_causal
 from ..options import EvaluateSettings
@@ -77,8 +78,8 @@ def compare(
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Evaluation(ResultView):
     """Scores of one system.
 
     Args:

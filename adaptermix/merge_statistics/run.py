@@ -21,6 +21,7 @@ from ..io.checkpoint_files import open_tensors
 from ..io.disk import sync
 from ..io.files import hidden_path, real_path
 from ..io.json_types import JsonObject
+from ..io.report_view import ResultView
 from ..io.safetensors_writer import Headers, TensorFile, file_size, tensor_file
 from ..merging.merge_adapters import check_trained_on
 from ..merging.on_model import acting
@@ -49,8 +50,8 @@ from .squared_gradients import squared_gradients
 _LONGEST = 512
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StatisticsReport:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class StatisticsReport(ResultView):
     """The report of `statistics`.
 
     Args:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..io.json_types import JsonObject
+from ..io.report_view import ResultView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +30,8 @@ class ExtractedModule:
     excess: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExtractReport:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class ExtractReport(ResultView):
     """Result of an extraction.
 
     Args:

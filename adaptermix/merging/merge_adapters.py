@@ -210,6 +210,9 @@ def _finished(
     report = merge_report(plan, options, modules, sink.file)
     (check_rounding if sink.file is None else check_residual)(plan, report, limit_of(plan, options.max_residual))
     if folder is None or options.written_out is None:
+        # a dry run with `out` needs the report only
+        if options.out is None and isinstance(sink, AdapterInMemory):
+            return replace(report, adapter=sink.state)
         return report
     sink.finish(folder)
     if sink.file is None:

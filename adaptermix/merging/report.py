@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from ..adapters import AdapterState
 from ..io.json_types import JsonObject
+from ..io.report_view import ResultView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +40,8 @@ class ModuleReport:
         return replace(self, residual=math.hypot(self.residual, share), rounding=share)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MergeReport:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class MergeReport(ResultView):
     """Result of a merge: output folder, settings, and fidelity per module.
 
     Args:
@@ -52,6 +54,7 @@ class MergeReport:
         rank: Rank of the written adapter, which all modules have, or the largest one of a compact adapter; None if the
             output is not an adapter.
         bytes: Size of the weight files.
+        adapter: The merged adapter, if no folder was given and the result is an adapter; see `adaptermix.add_to`.
     """
 
     out: Path | None
@@ -62,6 +65,7 @@ class MergeReport:
     notes: tuple[str, ...] = ()
     rank: int | None = None
     bytes: int | None = None
+    adapter: AdapterState | None = None
 
     @property
     def norm(self) -> float:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..io.json_types import JsonObject
+from ..io.report_view import ResultView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +27,8 @@ class ExportedModule:
     error: float | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportReport:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class ExportReport(ResultView):
     """Result of an export.
 
     Args:

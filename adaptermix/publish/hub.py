@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from ..errors import AdapterFormatError, PublishError, as_line
 from ..io.files import output_lock, real_path
 from ..io.json_types import JsonObject
+from ..io.report_view import ResultView
 from ..options import PushSettings
 from ..progress import SILENT, Watcher
 from .content import README
@@ -36,8 +37,8 @@ _ADVICE = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PushReport:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class PushReport(ResultView):
     """The result of a push, or of its dry run.
 
     Args:

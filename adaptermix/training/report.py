@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from ..io.json_types import JsonObject
+from ..io.report_view import ResultView
 from ..tasks.data.report import RowsReport
 
 LogEntry = dict[str, Any]
 """Log entry of a step or of an evaluation: numbers by name, and in joint training the `objectives` of a step."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainReport:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class TrainReport(ResultView):
     """Result of a training run.
 
     Args:
@@ -76,7 +77,7 @@ class TrainReport:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class FitReport(TrainReport):
     """Result of an alignment in closed form, which takes no steps.
 

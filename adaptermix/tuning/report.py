@@ -12,6 +12,7 @@ from ..errors import PlanError
 from ..evaluation.score import NORMAL, Score
 from ..evaluation.significance import null_error
 from ..io.json_types import JsonObject
+from ..io.report_view import ResultView
 from ..weight_search.decision import Decision
 from ..weight_search.significance import chance_of
 
@@ -122,8 +123,8 @@ def _decide(trials: Sequence[RecipeTrial], best: RecipeTrial) -> RecipeDecision 
     return RecipeDecision(chosen=chosen, difference=difference, chance=chance, tried=len(trials))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tuning:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Tuning(ResultView):
     """All trials.
 
     Args:

@@ -9,14 +9,15 @@ from pathlib import Path
 from ..evaluation.run import Evaluation
 from ..evaluation.score import Score, documents
 from ..io.json_types import JsonObject
+from ..io.report_view import ResultView
 from .decision import Decision
 from .references import DevScores
 from .space import label_of
 from .trials import Trial
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchResult:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class SearchResult(ResultView):
     """Trials of a search and the choice among them.
 
     Args:

@@ -83,6 +83,12 @@ def test_two_loras_and_their_publication(folder: Path) -> None:
     run_page(ROOT / "docs/tutorials/publish.md")
 
 
+def test_the_python_page(folder: Path) -> None:
+    tiny_causal(folder / "MODEL")
+    run_page(ROOT / "docs/python.md")
+    assert (folder / "merged").is_dir()
+
+
 def test_four_bits(folder: Path) -> None:
     tiny_causal(folder / "MODEL", hidden=64)
     call("train-task", "--base", "MODEL", "--task", "classify", "--train", "train.en.csv", "--out", "task")
