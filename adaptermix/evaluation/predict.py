@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from ..adapters import AdapterSource, open_adapter
 from ..errors import DataError, UsageError
 from ..io.json_types import JsonObject
+from ..io.temporary import temporary_folder
 from ..io.report_view import ResultView
 from ..merging.on_model import acting
 from ..models.base import load_base, note_other_base, require_causal
@@ -106,8 +106,8 @@ def _rows(task: Task, texts: Sequence[str], language: str) -> Sequence[Row]:
             f"rows of task '{task.name}' need their right answers. Use `adaptermix evaluate --predictions FILE`.",
             code="predict.task",
         )
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / "texts.jsonl"
+    with temporary_folder() as folder:
+        file = folder / "texts.jsonl"
         lines = [json.dumps(_fields(task, text, dict(blank)), ensure_ascii=False) + "\n" for text in texts]
         file.write_text("".join(lines), encoding="utf-8")
         rows, _ = task.read([f"{language}={file}"])

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from safetensors.torch import save_file
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from ..adapters import AdapterState, write_adapter
 from ..adapters.lora_config import CONFIG
 from ..errors import PlanError
+from ..io.temporary import temporary_folder
 from ..io.weight_files import WEIGHTS
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ def folders_of(adapters: Sequence[AdapterInput]) -> Iterator[list[str | Path]]:
     Raises:
         PlanError: an adapter is of another kind.
     """
-    with TemporaryDirectory(prefix="adaptermix-") as parent:
+    with temporary_folder() as parent:
         yield [
-            _written(adapter, Path(parent) / str(index), f"adapter{index + 1}") if is_in_memory(adapter) else adapter  # type: ignore[misc]
+            _written(adapter, parent / str(index), f"adapter{index + 1}") if is_in_memory(adapter) else adapter  # type: ignore[misc]
             for index, adapter in enumerate(adapters)
         ]
 
