@@ -10,8 +10,8 @@ from pathlib import Path
 from ..adapters import AdapterSource, open_adapter
 from ..errors import DataError, UsageError
 from ..io.json_types import JsonObject
-from ..io.temporary import temporary_folder
 from ..io.report_view import ResultView
+from ..io.temporary import temporary_folder
 from ..merging.on_model import acting
 from ..models.base import load_base, note_other_base, require_causal
 from ..options import PredictSettings
