@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -43,6 +44,8 @@ _INNER = re.compile(r"(?:^|;)\s*PWD=([^;]*)", re.IGNORECASE)
 """The password of a connection string, which is a value in a URL itself."""
 _PROXY_SECONDS = 10
 """Longest wait for the server of a `grpc://` storage."""
+_PACKAGES = {"grpc": ("grpc", "grpcio protobuf"), "redis": ("redis", "redis"), "rediss": ("redis", "redis")}
+"""Per scheme of a URL the module that optuna imports, and the packages to install."""
 _LONGEST_FIRST = 2**20
 """Bytes of a journal's first line that are read; optuna's are short."""
 
@@ -158,10 +161,13 @@ def _open_url(url: str) -> BaseStorage:
     from optuna.storages.journal import JournalRedisBackend
 
     parts = urlsplit(url)
+    if parts.scheme == "grpc" and (not parts.hostname or not parts.port or parts.path.strip("/")):
+        raise ValueError("its form must be grpc://HOST:PORT")
+    module, packages = _PACKAGES.get(parts.scheme, ("optuna", ""))
+    if find_spec(module) is None:
+        raise ValueError(f"it needs other packages: pip install {packages}")
     if parts.scheme == "grpc":
-        if not parts.hostname or not parts.port or parts.path.strip("/"):
-            raise ValueError("its form must be grpc://HOST:PORT")
-        proxy = GrpcStorageProxy(host=parts.hostname, port=parts.port)
+        proxy = GrpcStorageProxy(host=str(parts.hostname), port=int(parts.port or 0))
         proxy.wait_server_ready(timeout=_PROXY_SECONDS)
         return proxy
     if parts.scheme in ("redis", "rediss"):

@@ -31,6 +31,7 @@ from adaptermix import (
 )
 from adaptermix.progress import Silent, Watcher
 from adaptermix.weight_search import workers
+from adaptermix.weight_search.storage import open_study
 from tests.factories import contents, peft_lora
 from tests.refusals import refuses
 
@@ -217,6 +218,16 @@ def test_a_journal_in_redis_is_shared(settings: SearchSettings, tmp_path: Path) 
 def test_a_proxy_needs_host_and_port(url: str, settings: SearchSettings) -> None:
     with refuses("storage.unreachable: grpc://HOST:PORT"):
         search(settings.model_copy(update={"storage": url, "study": "mine"}))
+
+
+@pytest.mark.parametrize(("url", "packages"), [("grpc://h:1", "grpcio protobuf"), ("redis://:secret@h/0", "redis")])
+def test_a_storage_names_the_packages_that_it_needs(
+    url: str, packages: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adaptermix.weight_search.storage.find_spec", lambda _: None)
+    with refuses(f"storage.unreachable: pip install {packages}") as caught:
+        open_study((url, "mine"))
+    assert "secret" not in str(caught.value)
 
 
 def test_workers_take_heads_and_replace_outputs(encoder: Path, tmp_path: Path) -> None:
