@@ -193,7 +193,7 @@ def _reachable(location: str | Path) -> Iterator[None]:
         with quiet():
             yield
     except Exception as error:
-        reason = hidden(location, " ".join(str(error).split())[:200]) or type(error).__name__
+        reason = hidden(location, " ".join(str(error).split())[:200].rstrip(".")) or type(error).__name__
         raise OutputError(
             f"--storage must be a journal file of a search, or a database that can be reached, and "
             f"{without_password(location)} is not: {reason}. Give another one, or remove it.",
