@@ -82,14 +82,14 @@ class Server:
         document = self._repeatedly(partial(self._request, "GET", "models"), "list of models")
         entries = document.get("data") if isinstance(document, dict) else None
         listed = [str(entry["id"]) for entry in entries or [] if isinstance(entry, dict) and "id" in entry]
-        found = next((name for name in names if name in listed), None)
-        if found is None:
+        known = next((name for name in names if name in listed), None)
+        if known is None:
             raise ServerError(
                 f"the server must have a model named {' or '.join(map(repr, names))}, and {self._url} has "
                 f"{as_line(', '.join(listed) or 'none', 300)}. Name one with --server-model.",
                 code="server.model",
             )
-        return found
+        return known
 
     def _repeatedly(self, call: Callable[[], Any], step: str) -> Any:
         try:
@@ -127,7 +127,7 @@ class Server:
 
 
 def _client() -> Any:
-    """Return a client of the HTTP library that huggingface_hub uses; its own client obeys HF_HUB_OFFLINE."""
+    """Return a client of the HTTP library that huggingface_hub uses; its own client refuses requests where HF_HUB_OFFLINE is set."""
     from huggingface_hub import get_session
 
     http = import_module(type(get_session()).__module__.partition(".")[0])
@@ -135,7 +135,7 @@ def _client() -> Any:
 
 
 def _message_of(error: Exception) -> str:
-    """Return what a server says about a refused request."""
+    """Return the server's message about a refused request."""
     response = getattr(error, "response", None)
     text = getattr(response, "text", "") if response is not None else ""
     return f" ({as_line(text.strip(), 200)})" if text.strip() else ""
@@ -158,7 +158,7 @@ class ServerAnswering:
 
     Args:
         server: The server.
-        base: The base model that the server has, of which only tokenizer and configuration are read.
+        base: The base model of the server; only its tokenizer and configuration are read.
         task: The task.
         rows: Its rows.
         settings: Generation settings; `batch_size` requests are sent at a time.
@@ -227,27 +227,27 @@ class ServerAnswering:
         return forms
 
     def __call__(self, label: str = "answer") -> list[str]:
-        """Return one answer per row. Answers of an interrupted call with the same requests are not asked for again.
+        """Return one answer per row. Answers of an interrupted call with the same requests are used again.
 
         Raises:
             ServerError: the server fails, or does not take the prompts.
         """
         forms = [self.forms(prompt) for prompt in self._prompts]
-        with _kept(self._server.model, forms) as (found, keep):
-            waiting = [number for number in range(len(forms)) if number not in found]
+        with _kept(self._server.model, forms) as (known, keep):
+            waiting = [number for number in range(len(forms)) if number not in known]
             with self._watch.track(label, len(forms)) as advance:
-                advance(len(found), "")
+                advance(len(known), "")
                 if waiting:  # alone, since it finds the form that the server takes
-                    found[waiting[0]] = keep(waiting[0], self._server.complete(forms[waiting[0]]))
+                    known[waiting[0]] = keep(waiting[0], self._server.complete(forms[waiting[0]]))
                     advance(1, "")
-                self._rest(forms, waiting[1:], found, keep, advance)
-        return [self._cut(found[number]) for number in range(len(forms))]
+                self._rest(forms, waiting[1:], known, keep, advance)
+        return [self._cut(known[number]) for number in range(len(forms))]
 
     def _rest(
         self,
         forms: Sequence[Sequence[JsonObject]],
         waiting: Sequence[int],
-        found: dict[int, str],
+        known: dict[int, str],
         keep: Callable[[int, str], str],
         advance: Callable[[int, str], None],
     ) -> None:
@@ -257,14 +257,14 @@ class ServerAnswering:
             try:
                 for future in as_completed(futures):
                     number = futures[future]
-                    found[number] = keep(number, future.result())
+                    known[number] = keep(number, future.result())
                     advance(1, "")
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
     def _cut(self, text: str) -> str:
-        # A local answer starts with a line break if nothing else was generated; then it is empty.
+        # A line break ends a local answer, also at its start.
         return (text.split("\n", 1)[0] if self._task.one_line else text).strip()
 
 
@@ -293,7 +293,7 @@ def _kept(
     key = hashlib.sha256(json.dumps([model, [each[0] for each in forms]]).encode()).hexdigest()[:32]
     path = state_folder() / "answers" / f"{key}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = dict(_stored(path, len(forms)))
+    known = dict(_stored(path, len(forms)))
     with path.open("a", encoding="utf-8") as file:
 
         def keep(number: int, text: str) -> str:
@@ -301,7 +301,7 @@ def _kept(
             file.flush()
             return text
 
-        yield found, keep
+        yield known, keep
     path.unlink(missing_ok=True)
 
 

@@ -20,11 +20,8 @@ from .base_files import check_base_files, unreachable
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _FETCHED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", "NOTICE*"]
-_OTHER_FOLDERS = {
-    "stack.json": " It is a stack: give its model on top, or bake the stack first.",
-    "adapter_config.json": " It is an adapter: give its base model, or bake the adapter first.",
-}
-"""Files by which folders that have no weights of a whole model are recognised, and the advice for each."""
+_STACK = "stack.json"
+"""File by which a stack is recognised, which has no weights of a whole model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +141,7 @@ def _files(folder: Path) -> list[str]:
         return files
     if (folder / SINGLE).is_file():
         return [SINGLE]
-    hint = next((hint for file, hint in _OTHER_FOLDERS.items() if (folder / file).is_file()), "")
+    hint = " It is a stack: give its model on top, or bake the stack first." if (folder / _STACK).is_file() else ""
     raise ModelError(
         f"a checkpoint must be a folder with {SINGLE} or {INDEX}, and {folder} has neither.{hint}",
         code="checkpoint.no-weights",

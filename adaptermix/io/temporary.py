@@ -63,7 +63,7 @@ def _is_own(path: Path) -> bool:
 def when_written(path: Path, clean_up: Callable[[], None]) -> Iterator[None]:
     """Let an output that the block writes be followed at once by the removal of its unfinished work.
 
-    SIGINT and SIGTERM wait for both, so that none of them leaves unfinished work next to a finished output.
+    SIGINT and SIGTERM wait for both, so that unfinished work never stays next to a finished output.
 
     Args:
         path: The output, as `real_path` returns it.

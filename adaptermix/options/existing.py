@@ -76,7 +76,8 @@ def require_inputs(settings: Settings) -> None:
     Raises:
         AdapterMixError: an input does not exist.
     """
-    if isinstance(task := getattr(settings, "task", None), str):
+    field = type(settings).model_fields.get("task")
+    if field and field.annotation in (str, str | None) and (task := getattr(settings, "task", None)):
         require_task(task)
     for option, mark in marks_of(settings, Reads).items():
         values = values_of(settings, [option])
