@@ -127,7 +127,7 @@ class Server:
 
 
 def _client() -> Any:
-    """Return a client of the HTTP library that huggingface_hub uses; its own client refuses requests where HF_HUB_OFFLINE is set."""
+    """Return a client of the HTTP library of huggingface_hub, whose own client refuses requests offline."""
     from huggingface_hub import get_session
 
     http = import_module(type(get_session()).__module__.partition(".")[0])
