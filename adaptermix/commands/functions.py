@@ -133,9 +133,13 @@ def merge(adapters: Any, *, watch: Watcher = SILENT, **options: Any) -> Any:
     Raises:
         AdapterMixError: the inputs cannot be merged with each other, or the data or the model are invalid.
     """
+    from ..merging import merge as merge_adapters
     from ..merging.in_memory import folders_of, is_in_memory
-    from ..merging.request import merge_with_settings
+    from ..merging.merge_options import MergeKeywords
+    from ..merging.request import is_checkpoint, merge_with_settings
+    from ..models.stack import stack_folder
     from ..options import MergeSettings
+    from ..options.roles import Role, marked
 
     if isinstance(adapters, MergeSettings):
         with COMMANDS["merge"].recorded(lambda: adapters):
@@ -146,21 +150,10 @@ def merge(adapters: Any, *, watch: Watcher = SILENT, **options: Any) -> Any:
             f"adapters must be a list of folders, got the text {folder!r}: write [{folder!r}].",
             code="merge.one-folder",
         )
-    listed = list(adapters)
-    if any(map(is_in_memory, listed)):
-        with folders_of(listed) as folders:
-            return _merge(folders, watch=watch, **options)
-    return _merge(listed, watch=watch, **options)
-
-
-def _merge(adapters: Sequence[str | Path], *, watch: Watcher, **options: Any) -> MergeReport:
-    from ..merging import merge as merge_adapters
-    from ..merging.merge_options import MergeKeywords
-    from ..merging.request import is_checkpoint, merge_with_settings
-    from ..models.stack import stack_folder
-    from ..options import MergeSettings
-    from ..options.roles import Role, marked
-
+    adapters = list(adapters)
+    if any(map(is_in_memory, adapters)):
+        with folders_of(adapters) as folders:
+            return merge(folders, watch=watch, **options)
     _check_names(options, [*MergeSettings.model_fields, "shard_size", *MergeKeywords.__annotations__, "learned"])
     if "weights" not in options:
         raise UsageError("weights must be given, one per adapter, such as weights=[0.9, 0.1].", code="merge.no-weights")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
 from typing import Any
 
 from ..errors import cut
+from .markup import as_html
 
 _LINE, _ROWS = 200, 50
 
@@ -26,9 +26,9 @@ class ResultView:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><th>{escape(str(key))}</th><td>{_cell(value)}</td></tr>" for key, value in _document(self).items()
+            f"<tr><th>{as_html(str(key))}</th><td>{_cell(value)}</td></tr>" for key, value in _document(self).items()
         )
-        return f"<table><caption>{escape(type(self).__name__)}</caption>{rows}</table>"
+        return f"<table><caption>{as_html(type(self).__name__)}</caption>{rows}</table>"
 
 
 def _document(report: ResultView) -> Mapping[str, object]:
@@ -50,16 +50,16 @@ def _short(value: object) -> str:
 def _cell(value: object) -> str:
     """Return a value as HTML; mappings of mappings become tables with a column per key."""
     if not isinstance(value, Mapping) or not value:
-        return escape(_short(value))
+        return as_html(_short(value))
     rows = list(value.items())[:_ROWS]
     more = f"<tr><td>and {len(value) - len(rows)} more</td></tr>" if len(value) > len(rows) else ""
     columns = list(dict.fromkeys(key for _, row in rows if isinstance(row, Mapping) for key in row))
-    head = "".join(f"<th>{escape(str(name))}</th>" for name in columns)
-    lines = "".join(f"<tr><th>{escape(str(key))}</th>{_cells(row, columns)}</tr>" for key, row in rows)
+    head = "".join(f"<th>{as_html(str(name))}</th>" for name in columns)
+    lines = "".join(f"<tr><th>{as_html(str(key))}</th>{_cells(row, columns)}</tr>" for key, row in rows)
     return f"<table>{f'<tr><th></th>{head}</tr>' if columns else ''}{lines}{more}</table>"
 
 
 def _cells(row: object, columns: list[str]) -> str:
     if isinstance(row, Mapping):
-        return "".join(f"<td>{escape(_short(row[name])) if name in row else ''}</td>" for name in columns)
-    return f"<td>{escape(_short(row))}</td>"
+        return "".join(f"<td>{as_html(_short(row[name])) if name in row else ''}</td>" for name in columns)
+    return f"<td>{as_html(_short(row))}</td>"

@@ -150,7 +150,7 @@ def _load(name: str, config: str | None, split: str, revision: str | None, file:
         ) from error
     disable_progress_bar()
     try:
-        return load_dataset(name, config, data_files=file, split=split, revision=revision)
+        return load_dataset(name, config, data_files=file, split=split, revision=revision, trust_remote_code=False)
     except Exception as error:  # of many kinds, from the network's to pyarrow's
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(
