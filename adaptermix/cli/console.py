@@ -29,6 +29,8 @@ from ..io.launcher import is_main_process
 from ..progress import SILENT, Look, Watcher
 
 _LINE_EVERY = 5.0
+_NO_MEMORY = ("allocate memory", "could not create a primitive", "failed to map segment")
+"""Parts of the messages of torch, oneDNN and the dynamic linker where the memory does not suffice."""
 _WIDEST = 120
 """Most characters of a table's cell."""
 
@@ -188,7 +190,7 @@ def _exhausted(error: BaseException) -> tuple[int, str, str] | None:
     first = (str(error).strip().splitlines() or [""])[0]
     if type(error).__name__ == "SafetensorError":  # a full disk too; importing safetensors here would be slow
         return 1, "OSError", f"a safetensors file could not be read or written: {first}."
-    if isinstance(error, MemoryError) or "allocate memory" in first:
+    if isinstance(error, MemoryError) or any(text in first for text in _NO_MEMORY):
         return 1, "OutOfMemoryError", "the memory must hold the work, and does not. Free some, or lower --batch-size."
     if isinstance(error, RuntimeError) and "can't start new thread" in first:
         reason = "the system allows no further thread (memory or the limit of processes, ulimit -u)"

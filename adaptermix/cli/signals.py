@@ -21,6 +21,7 @@ _INTERRUPTED = 130
 class Interrupts:
     """Turns SIGINT and SIGTERM into KeyboardInterrupt, which ends the command line with exit code 130.
 
+    Where Python swallows the exception, such as in a callback of a weak reference, it prints no traceback.
     A second signal while the work cleans up is ignored, so that it can remove half-written files. If some code
     swallows the exception, as Python does in a finaliser, it is raised again.
     """
@@ -29,6 +30,7 @@ class Interrupts:
         self._count, self._is_over = 0, False
         self._error: BaseException | None = None
         self._before: dict[int, _Handler] = {}
+        self._show_unraisable = sys.unraisablehook
 
     def install(self) -> None:
         """Handle signals from here on; has no effect outside the main thread."""
@@ -38,6 +40,7 @@ class Interrupts:
         if hasattr(signal, "setitimer"):
             handlers[signal.SIGALRM] = self._raise_again
         self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        sys.unraisablehook = self._unraisable
 
     def end(self, *, restore: bool) -> None:
         """Ignore signals from here on: the work is done, or its failure is about to be shown.
@@ -48,9 +51,15 @@ class Interrupts:
         self._is_over = True
         if self._before and hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
-        if restore:
+        if restore and self._before:
             for number, handler in self._before.items():
                 signal.signal(number, handler)
+            sys.unraisablehook = self._show_unraisable
+
+    def _unraisable(self, swallowed: sys.UnraisableHookArgs) -> None:
+        """Show an exception that Python swallowed, unless it is the interrupt, which is raised again."""
+        if swallowed.exc_value is None or swallowed.exc_value is not self._error:
+            self._show_unraisable(swallowed)
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
         self._count += 1

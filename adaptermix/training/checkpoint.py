@@ -22,6 +22,8 @@ from .report import LogEntry
 
 _FILE = "checkpoint.safetensors"
 _LOOK = "look-{}.safetensors"
+_UNFINISHED = ".tmp*"
+"""Files of safetensors that a killed process had not renamed yet."""
 TRACKER_FILE = "tracker.json"
 """File in the same folder on the run of a tracker; see `callbacks.TrackedRun`."""
 
@@ -157,4 +159,5 @@ class Workplace:
 
     def clear(self) -> None:
         """Remove checkpoint and looks."""
-        remove_partial(self._out.absolute(), f"{_FILE}*", f"{TRACKER_FILE}*", _LOOK.format("*"))
+        patterns = (f"{_FILE}*", f"{TRACKER_FILE}*", _LOOK.format("*"), _UNFINISHED)
+        remove_partial(self._out.absolute(), *patterns)

@@ -180,7 +180,8 @@ class HostileInputs:
         if ended.code:
             after = contents(box)
             lost = [path for path in before if path not in after or before[path] != after[path]]
-            more = [path for path in after if path not in before and not path.startswith("state") and path != "tmp"]
+            more = [path for path in after if path not in before and not path.startswith(("state", "tmp"))]
+            more += [path for path in after if path.startswith("tmp/adaptermix-")]
             if lost or more:
                 wrong.append(f"changed {lost}, left {more}")
         return [f"{text}: {ended.text[-1200:]}" for text in wrong]

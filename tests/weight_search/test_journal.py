@@ -185,7 +185,9 @@ def test_a_parameter_outside_its_range_is_told(tmp_path: Path, value: object) ->
 
 
 @pytest.mark.parametrize("worker", [None, 1, "x", [], ["h"], [1, 2, 3], ["h", "p", "t"], [None, None, None], {}])
-def test_a_running_trial_of_nobody_is_given_again(tmp_path: Path, worker: object) -> None:
+def test_a_running_trial_of_nobody_is_given_again(
+    tmp_path: Path, worker: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from datetime import datetime
 
     found = store(tmp_path / "log")
@@ -193,10 +195,11 @@ def test_a_running_trial_of_nobody_is_given_again(tmp_path: Path, worker: object
     assert asked
     found._open[asked.number].set_user_attr("worker", worker)
     (trial,) = found._study.get_trials(deepcopy=False)
-    trial.datetime_start = datetime.fromtimestamp(time.time())
-    assert works(trial)  # just begun
-    trial.datetime_start = datetime.fromtimestamp(time.time() - 6)
-    assert not works(trial)
+    start = time.time()
+    trial.datetime_start = datetime.fromtimestamp(start)
+    for seconds, lives in ((0, True), (4, True), (6, False)):
+        monkeypatch.setattr(time, "time", lambda now=start + seconds: now)
+        assert works(trial) is lives
 
 
 def test_a_reused_process_number_is_another_worker(tmp_path: Path) -> None:
