@@ -18,7 +18,6 @@ from filelock import FileLock, Timeout
 
 from ..errors import OutputError
 
-
 _PATIENCE = 600
 """Seconds to wait while other folders are made; after them a `filelock.Timeout` ends the call."""
 
