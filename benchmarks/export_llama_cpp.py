@@ -42,7 +42,9 @@ class Engine:
     """llama.cpp with adapters, whose scales are set for each system."""
 
     def __init__(self, model: Path, folders: dict[str, Path]) -> None:
-        self.model = llama_cpp.Llama(str(model), n_ctx=512, logits_all=True, verbose=False, n_threads=1)
+        wide = llama_cpp.GGML_TYPE_F32  # llama.cpp keeps keys and values in 16 bits by default
+        own = {"type_k": wide, "type_v": wide, "verbose": False, "n_threads": 1}
+        self.model = llama_cpp.Llama(str(model), n_ctx=512, logits_all=True, **own)
         self.handles = {
             name: llama_cpp.llama_adapter_lora_init(self.model.model, str(folder / "adapter.gguf").encode())
             for name, folder in folders.items()
@@ -82,7 +84,7 @@ class Reference:
     def _next(self, ids: Sequence[int]) -> np.ndarray:
         result = self.model(input_ids=torch.tensor([list(ids)]), past_key_values=self.cache, use_cache=True)
         self.cache = result.past_key_values
-        return np.array(result.logits[0, -1].float())
+        return result.logits[0, -1].float().numpy().copy()
 
 
 def greedy(prompt: Sequence[int], most: int, end: int, step: Step) -> Answer:
