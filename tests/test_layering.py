@@ -27,6 +27,7 @@ ROOMS = [
     "checkpoints",
     "analysis",
     "merging",
+    "serving",
     "evaluation",
     "training",
     "baking",

