@@ -15,64 +15,24 @@ from pydantic.fields import FieldInfo
 
 from ..commands.record import Command, document_of, load
 from ..errors import AdapterMixError, as_line
-from ..io.limited_yaml import parse_yaml
 from ..options import Settings
 from ..options.existing import require_inputs
 from ..options.registries import OneOf
-from ..options.roles import Argument, Flag, Panel, Role
+from ..options.roles import ADAPTER, Argument, Flag, Panel, Reads, Role
 from .console import Console
+from .help_text import OPTIONS, HelpfulCommand, SettingsOption, help_all_option
 
 _SCALARS: dict[object, object] = {int: click.INT, float: click.FLOAT, str: click.STRING}
 
 
 T = TypeVar("T")
-_SHORT, _OUTPUT = "Options", "Output"
 
 
-class SettingsOption(click.Option):
-    """An option of a command, with its place in the help text.
-
-    Args:
-        panel: Title above it in the help text of commands with many options.
-        is_common: Whether `--help` shows it there, or `--help-all` only.
-    """
-
-    def __init__(self, *arguments: Any, panel: str, is_common: bool, **more: Any) -> None:
-        super().__init__(*arguments, **more)
-        self.panel, self.is_common = panel, is_common
+_ARGUMENTS = "adaptermix.arguments"
 
 
-_SHOWS_ALL, _ARGUMENTS = "adaptermix.help_all", "adaptermix.arguments"
-
-
-class VariadicCommand(click.Command):
-    """Lets `--pairs a.tsv b.tsv` stand for `--pairs a.tsv --pairs b.tsv`; values end at the next option.
-
-    Options with panels are grouped by them in the help text, and rare ones left to `--help-all`.
-    """
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options, panel by panel."""
-        shows_all = ctx.meta.get(_SHOWS_ALL, False)
-        options = [option for option in self.get_params(ctx) if isinstance(option, click.Option)]
-        is_long = any(isinstance(option, SettingsOption) and option.panel != _SHORT for option in options)
-        panels: dict[str, list[tuple[str, str]]] = {panel.value: [] for panel in Panel}
-        left_out = 0
-        for option in options:
-            record = option.get_help_record(ctx)
-            if record is None:
-                continue
-            if isinstance(option, SettingsOption) and not (shows_all or option.is_common):
-                left_out += 1
-                continue
-            panels.setdefault(getattr(option, "panel", _OUTPUT if is_long else _SHORT), []).append(record)
-        for panel, records in panels.items():
-            if records:
-                with formatter.section(panel):
-                    formatter.write_dl(records)
-        if left_out:
-            formatter.write_paragraph()
-            formatter.write_text(f"{left_out} more options: {ctx.command_path} --help-all")
+class VariadicCommand(HelpfulCommand):
+    """Lets `--pairs a.tsv b.tsv` stand for `--pairs a.tsv --pairs b.tsv`; values end at the next option."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeat the flag before each further value."""
@@ -177,7 +137,7 @@ def _panel_of(settings: type[Settings], name: str) -> str:
         return mark.value
     first = [cls for cls in settings.__mro__ if name in vars(cls).get("__annotations__", ())][-1]
     panel: Panel | None = vars(first).get("panel")
-    return panel.value if panel else _SHORT
+    return panel.value if panel else OPTIONS
 
 
 def _option(name: str, field: FieldInfo, panel: str, *, is_common: bool) -> click.Option:
@@ -196,6 +156,9 @@ def _option(name: str, field: FieldInfo, panel: str, *, is_common: bool) -> clic
     mark = _mark(field, Flag) or Flag()
     if mark.also:
         kind["type"] = click.Choice([*kind["type"].choices, *mark.also])
+    reads = _mark(field, Reads)
+    if reads and reads.use == ADAPTER and kind.get("multiple"):
+        kind["metavar"] = "DIR..."
     if mark.metavar and kind.get("multiple"):
         kind["metavar"] = mark.metavar
     flags = [flag, *([mark.alias] if mark.alias else []), name]
@@ -216,7 +179,7 @@ def _parameters(settings: type[Settings], hidden: Sequence[str]) -> list[click.P
                 click.Argument([name], nargs=many, required=field.is_required(), metavar=argument.metavar)
             )
         else:
-            panel = _panel_of(settings, name) if settings.is_long else _SHORT
+            panel = _panel_of(settings, name) if settings.is_long else OPTIONS
             is_common = not settings.is_long or Role.COMMON in field.metadata
             parameters.append(_option(name, field, panel, is_common=is_common))
     # required options are listed first in --help
@@ -229,6 +192,8 @@ def key_values(pairs: Sequence[str]) -> dict[str, object]:
     Raises:
         click.BadParameter: an argument without `=`.
     """
+    from ..io.limited_yaml import parse_yaml  # it imports yaml, which help texts do without
+
     values = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -284,23 +249,13 @@ def explain(error: ValidationError, settings: type[Settings]) -> str:
     return "; ".join(dict.fromkeys(faults)) + "."
 
 
-def _show_all(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
-    if value:
-        ctx.meta[_SHOWS_ALL] = True
-        click.echo(ctx.get_help())
-        ctx.exit()
-
-
 def _console_options() -> list[click.Parameter]:
     """Return the options that every command has."""
     options: list[click.Parameter] = [
         click.Option(["--json", "as_json"], is_flag=True, help="print one JSON document on stdout"),
         click.Option(["--quiet"], is_flag=True, help="no text and no progress bars"),
+        help_all_option(),
     ]
-    # Hidden, since the last line of a long help text names it; the same as --help where no option is rare.
-    options.append(
-        click.Option(["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=_show_all, hidden=True)
-    )
     return options
 
 

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from ..errors import InvalidValueError
 from .base import Settings, refuse
-from .fields import Files, Layer, Rows, Standardize
+from .fields import Files, Layer, Rows, Standardize, check_vectors
 from .roles import DEV, TRAINING, Panel, Reads, Role, marked
 from .training import MOVING, TaskOptions, TrainingSettings, beyond_the_layer
 
@@ -17,18 +17,6 @@ PAIRS = "parallel pair files, such as de-en.tsv"
 LAYER = "number of blocks to run: middle (n/2), last (n) or 1 to n"
 RANKS = {"least-squares": 64, "mean-shift": 1}
 """Default rank of each closed form."""
-
-
-def check_vectors(*, exclude_bos: bool, pooling: str) -> None:
-    """Refuse to take a token and to leave it out.
-
-    Raises:
-        ValueError: both are set.
-    """
-    if exclude_bos and pooling == "bos":
-        raise InvalidValueError(
-            "--exclude-bos leaves out the token that --pooling bos takes: drop one", code="pooling.exclude-bos"
-        )
 
 
 class AlignOptions(Settings):
@@ -118,9 +106,9 @@ class AlignSettings(AlignOptions, TrainingSettings):
     layer: Annotated[Layer, Role.DEV_CURVE, Role.COMMON, Role.CLOSED_FORM] = Field("middle", description=LAYER)
     objective: Annotated[Objective, Role.COMMON] = Field(
         "distil",
-        description="distil: move each sentence's states to those that the frozen base has of its translation, which a "
-        "task adapter was trained on; contrastive: pull translations together and push other pairs apart (published; "
-        "the default with one of its options, such as --temperature); both: the sum",
+        description="what is learned: the states that the frozen base has of the translation (distil), translations "
+        "close together and other pairs apart (contrastive, as published), or both; contrastive is the default with "
+        "one of its options, such as --temperature",
     )
     fit: Annotated[Literal["gradient", "least-squares", "mean-shift"], Role.CLOSED_FORM] = Field(
         "gradient",

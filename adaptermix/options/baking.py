@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
 from .base import ALLOW_TESTED, Scored, Written, refuse
 from .fields import Device, Quantize, Rows, StorageDtype
 from .registries import STRATEGIES, one_of
-from .roles import ADAPTER, CALIBRATION, DEV, MODEL, Reads, Role
+from .roles import ADAPTER, CALIBRATION, DEV, MODEL, Panel, Reads, Role
 
 
 class BakeSettings(Scored, Written):
     """Write adapters into their base model, in 16, 8 or 4 bits, and measure how much of their effect is kept."""
 
-    base: Annotated[str, Reads(MODEL)] = Field(
+    panel = Panel.BAKE
+    is_long: ClassVar[bool] = True
+
+    base: Annotated[str, Reads(MODEL), Panel.MODEL] = Field(
         description="base model, quantised or not, or a stack: folder or Hub id[@REVISION]"
     )
-    adapter: Annotated[list[str], Reads(ADAPTER)] = Field(
+    adapter: Annotated[list[str], Reads(ADAPTER), Role.COMMON] = Field(
         [], description="adapter folders; several are added; a stack can be baked without one, for its own LoRA"
     )
-    quantize: Quantize = Field(
+    quantize: Annotated[Quantize, Role.COMMON] = Field(
         "none",
         description="format of the base that the adapter was trained on or will run on: unquantised, or in 4 or 8 bits",
     )
-    strategy: Annotated[str, one_of("auto", "keep", "merge-16", "dequant-16", STRATEGIES)] = Field(
+    strategy: Annotated[str, one_of("auto", "keep", "merge-16", "dequant-16", STRATEGIES), Role.COMMON] = Field(
         "auto",
-        description="how; auto takes for each module what keeps enough with the least error, else 16 bits, and is "
-        "merge-16 without --quantize; residual adds a small LoRA to the codes; keep writes one adapter for an "
-        "unchanged base",
+        description="how the adapter gets into the weights; auto takes for each module what keeps enough with the "
+        "least error, else 16 bits, and is merge-16 without --quantize; residual adds a small LoRA to the codes; keep "
+        "writes one adapter for an unchanged base",
     )
-    calibration: Annotated[list[str], Reads(CALIBRATION, "texts")] = Field(
+    calibration: Annotated[list[str], Reads(CALIBRATION, "texts"), Role.COMMON, Panel.DATA] = Field(
         [], description="text files, as the model will see: lines, TSV, JSONL with `text` or strings"
     )
     keep_at_least: Annotated[float, Role.STRATEGY] = Field(
@@ -46,14 +49,16 @@ class BakeSettings(Scored, Written):
         gt=0,
         description="for auto and residual: largest error of the change of a module's outputs, relative to that change",
     )
-    task: Annotated[str | None, Role.AFTERWARDS] = Field(
+    task: Annotated[str | None, Role.AFTERWARDS, Role.COMMON, Panel.DATA] = Field(
         None, description="task to score the result on, and the unmerged adapters too"
     )
-    dev: Annotated[list[str], Reads(DEV, rows="rows"), Role.AFTERWARDS] = Field([], description="dev files of the task")
-    rows: Annotated[Rows | None, Role.AFTERWARDS] = Field(
+    dev: Annotated[list[str], Reads(DEV, rows="rows"), Role.AFTERWARDS, Role.COMMON, Panel.DATA] = Field(
+        [], description="dev files of the task"
+    )
+    rows: Annotated[Rows | None, Role.AFTERWARDS, Panel.DATA] = Field(
         None, description="START:STOP[:STEP], the rows of each dev file to use"
     )
-    max_new_tokens: Annotated[int, Role.AFTERWARDS] = Field(
+    max_new_tokens: Annotated[int, Role.AFTERWARDS, Panel.DATA] = Field(
         64, ge=1, description="most tokens to generate per row of the task"
     )
     dtype: StorageDtype | None = Field(
@@ -62,9 +67,13 @@ class BakeSettings(Scored, Written):
     shard_size: Annotated[str, Role.AFTERWARDS] = Field(
         "2GB", description="size that no weight file exceeds, unless a single tensor does"
     )
-    device: Annotated[Device, Role.MACHINE] = Field("auto", description="where to compute: auto, cpu, cuda or cuda:N")
-    seed: Annotated[int, Role.STRATEGY] = Field(0, ge=0, lt=2**31, description="seed of the stochastic strategy")
-    allow_tested: Annotated[bool, Role.SCHEDULING] = Field(False, description=ALLOW_TESTED)
+    device: Annotated[Device, Role.MACHINE, Role.COMMON, Panel.MODEL] = Field(
+        "auto", description="where to compute: auto, cpu, cuda or cuda:N"
+    )
+    seed: Annotated[int, Role.STRATEGY, Panel.RUN] = Field(
+        0, ge=0, lt=2**31, description="seed of the stochastic strategy"
+    )
+    allow_tested: Annotated[bool, Role.SCHEDULING, Panel.DATA] = Field(False, description=ALLOW_TESTED)
     without_heads: bool = Field(
         False, description="leave heads (fully trained tensors) out: for a base that further adapters are trained on"
     )

@@ -95,7 +95,7 @@ class Placed(Settings):
     device: Annotated[Device, Role.MACHINE, Role.COMMON, Role.CLOSED_FORM] = Field(
         "auto", description="auto, cpu, cuda or cuda:N"
     )
-    dtype: Annotated[Dtype, Role.DEV_CURVE, Role.COMMON, Role.CLOSED_FORM] = Field(
+    dtype: Annotated[Dtype, Role.DEV_CURVE, Role.CLOSED_FORM] = Field(
         "auto", description="dtype of the base model; auto is bfloat16 where the hardware has it"
     )
     quantize: Annotated[Quantize, Role.DEV_CURVE, Role.CLOSED_FORM] = Field(
@@ -103,9 +103,7 @@ class Placed(Settings):
         description="load the base model in 4 or 8 bits of bitsandbytes; int4 (compressed-tensors) only rounds the "
         "weights, which take as much memory as before",
     )
-    seed: Annotated[int, Role.COMMON, Role.CLOSED_FORM] = Field(
-        0, ge=0, lt=2**31, description="seed of everything random"
-    )
+    seed: Annotated[int, Role.CLOSED_FORM] = Field(0, ge=0, lt=2**31, description="seed of everything random")
 
     def load_options(self) -> LoadOptions:
         """Return the arguments of `load_base`."""
@@ -114,6 +112,8 @@ class Placed(Settings):
 
 class Scored(Settings):
     """How answers are scored."""
+
+    panel = Panel.SCORES
 
     metric: str | None = Field(
         None, description="headline metric of the task, by which systems and candidates are compared; default its first"
@@ -141,6 +141,8 @@ class Written(Settings):
 
 class GenerationSettings(Placed):
     """Greedy generation."""
+
+    panel = Panel.MODEL
 
     batch_size: Positive | None = Field(32, description="rows per batch")
     max_new_tokens: Positive = Field(64, description="most tokens to generate per row")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from ..errors import InvalidValueError
-from .alignment import check_vectors
 from .base import BASE, TASK, GenerationSettings, Placed, Scored, refuse
-from .fields import Files, Positive, Rows
-from .roles import ADAPTER, MODEL, OTHER, SCORED, SPLIT, Argument, Flag, Reads, Role, Writes
+from .fields import Files, Positive, Rows, check_vectors
+from .roles import ADAPTER, MODEL, OTHER, SCORED, SPLIT, Argument, Flag, Panel, Reads, Role, Writes
 
 Split = Literal["dev", "test"] | None
 SPLIT_HELP = (
@@ -22,36 +21,43 @@ SPLIT_HELP = (
 class EvaluateSettings(GenerationSettings, Scored):
     """Score a base model, with an adapter or without, per language."""
 
-    base: Annotated[str, Reads(MODEL)] = Field(description=BASE)
-    adapter: Annotated[str | None, Reads(ADAPTER)] = Field(
+    panel = Panel.SCORES
+    is_long: ClassVar[bool] = True
+
+    base: Annotated[str, Reads(MODEL), Panel.MODEL] = Field(description=BASE)
+    adapter: Annotated[str | None, Reads(ADAPTER), Role.COMMON, Panel.MODEL] = Field(
         None, description="adapter folder; none scores the base model alone"
     )
-    task: str = Field(description=TASK)
-    data: Annotated[Files, Reads(SPLIT, rows="rows")] = Field(description="data files, one or more languages")
-    rows: Rows | None = Field(None, description="START:STOP[:STEP], the rows of each file to use")
-    source: Annotated[list[str], Reads(SPLIT, rows="rows")] = Field(
+    task: Annotated[str, Panel.DATA] = Field(description=TASK)
+    data: Annotated[Files, Reads(SPLIT, rows="rows"), Panel.DATA] = Field(
+        description="data files, one or more languages"
+    )
+    rows: Annotated[Rows | None, Role.COMMON, Panel.DATA] = Field(
+        None, description="START:STOP[:STEP], the rows of each file to use"
+    )
+    source: Annotated[list[str], Reads(SPLIT, rows="rows"), Panel.DATA] = Field(
         [], description="the rows in the source language of a fused adapter (train-fusion): row i belongs to row i"
     )
-    source_encoder: Annotated[str | None, Reads(MODEL)] = Field(
+    source_encoder: Annotated[str | None, Reads(MODEL), Panel.MODEL] = Field(
         None, description="present path of the source encoder that the adapter was trained with"
     )
-    source_alignment: Literal["position", "end", "row-end", "last", "index"] | None = Field(
+    source_alignment: Annotated[Literal["position", "end", "row-end", "last", "index"] | None, Panel.MODEL] = Field(
         None, description="align sources with texts in another way than in training; the release generates with last"
     )
-    split: Split = Field(None, description=SPLIT_HELP)
-    against: Annotated[str | None, Reads(ADAPTER)] = Field(
+    split: Annotated[Split, Role.COMMON, Panel.DATA] = Field(None, description=SPLIT_HELP)
+    against: Annotated[str | None, Reads(ADAPTER), Role.COMMON] = Field(
         None, description="adapter folder, or 'base', to compare with on the same rows (paired bootstrap)"
     )
-    predictions: Annotated[str | None, Writes("predictions", is_main=True)] = Field(
+    predictions: Annotated[str | None, Writes("predictions", is_main=True), Role.COMMON] = Field(
         None, description="file for the answers, row by row, as JSONL; `compare` reads it"
     )
     overwrite: Annotated[bool, Role.HANDLING] = Field(False, description="replace an existing file of answers")
-    server: str | None = Field(
+    server: Annotated[str | None, Role.COMMON, Panel.MODEL] = Field(
         None,
         description="URL of an inference server with the completions interface of OpenAI, such as vLLM or llama.cpp, "
         "that generates the answers; of the base model only tokenizer and configuration are read",
     )
-    server_model: str | None = Field(
+    server_model: Annotated[str | None, Panel.MODEL] = Field(
         None, description="name of the adapter or model at the server; default that of the adapter's folder"
     )
 
@@ -137,16 +143,23 @@ class CompareSettings(Scored):
 class RetrieveSettings(Placed):
     """Translation retrieval per layer and direction."""
 
-    base: Annotated[str, Reads(MODEL)] = Field(description=BASE)
-    adapter: Annotated[str | None, Reads(ADAPTER)] = Field(
+    panel = Panel.RETRIEVAL
+    is_long: ClassVar[bool] = True
+
+    base: Annotated[str, Reads(MODEL), Panel.MODEL] = Field(description=BASE)
+    adapter: Annotated[str | None, Reads(ADAPTER), Role.COMMON, Panel.MODEL] = Field(
         None, description="adapter folder; none measures the base model alone"
     )
-    data: Annotated[Files, Reads(SPLIT, "parallel", "rows")] = Field(
+    data: Annotated[Files, Reads(SPLIT, "parallel", "rows"), Panel.DATA] = Field(
         description="pair files (de-en.tsv) or one text per language (de.txt en.txt)"
     )
-    rows: Rows | None = Field(None, description="START:STOP[:STEP], the rows of each file to use")
-    batch_size: Positive = Field(64, description="sentences per batch")
-    max_length: Positive = Field(256, description="longest sentence in tokens; longer ones are cut")
+    rows: Annotated[Rows | None, Role.COMMON, Panel.DATA] = Field(
+        None, description="START:STOP[:STEP], the rows of each file to use"
+    )
+    batch_size: Annotated[Positive, Panel.MODEL] = Field(64, description="sentences per batch")
+    max_length: Annotated[Positive, Panel.DATA] = Field(
+        256, description="longest sentence in tokens; longer ones are cut"
+    )
     pooling: Literal["auto", "mean", "bos"] = Field(
         "auto", description="sentence vector: mean over tokens, first token, or as the adapter's alignment was trained"
     )
@@ -156,8 +169,8 @@ class RetrieveSettings(Placed):
         description="compare z-scores of means of unit states, over all sentences or those of each language, or as the "
         "adapter's alignment was trained",
     )
-    split: Split = Field(None, description=SPLIT_HELP)
-    to: Annotated[list[str], Flag(metavar="LANG...")] = Field(
+    split: Annotated[Split, Role.COMMON, Panel.DATA] = Field(None, description=SPLIT_HELP)
+    to: Annotated[list[str], Flag(metavar="LANG..."), Role.COMMON, Panel.DATA] = Field(
         [], description="measure only the directions to these languages; default all"
     )
     groups: Annotated[list[str], Flag(metavar="NAME=LANG,LANG...")] = Field(

@@ -115,6 +115,18 @@ def no_numbers(files: list[str]) -> list[str]:
     return files
 
 
+def check_vectors(*, exclude_bos: bool, pooling: str) -> None:
+    """Refuse to take a token and to leave it out.
+
+    Raises:
+        ValueError: both are set.
+    """
+    if exclude_bos and pooling == "bos":
+        raise InvalidValueError(
+            "--exclude-bos leaves out the token that --pooling bos takes: drop one", code="pooling.exclude-bos"
+        )
+
+
 Blocks = Annotated[str, BeforeValidator(_block_text)]
 HeadPooling = Literal["auto", "mean", "first", "last"]
 Aggregate = Literal["aff", "se", "add", "mean", "concat"]

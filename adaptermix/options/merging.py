@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from math import isfinite
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from .base import ALLOW_TESTED, BASE, TASK, GenerationSettings, Scored, Settings, Written, refuse
 from .fields import Device, Files, Positive, Rows, StorageDtype, no_numbers, rank_or_auto
-from .roles import ADAPTER, DEV, MODEL, OTHER, TRAINING, Argument, Flag, Reads, Role
+from .roles import ADAPTER, DEV, MODEL, OTHER, TRAINING, Argument, Flag, Panel, Reads, Role
 
 COMPACT = "keep each module's own rank (rank_pattern); default: one rank for all, which every program reads rightly"
 
@@ -29,12 +29,15 @@ class PlaceSettings(Settings):
 class MergeSettings(Written):
     """Merge adapters; no base model is loaded, but by methods that learn their weights."""
 
+    panel = Panel.MERGE
+    is_long: ClassVar[bool] = True
+
     adapters: Annotated[Files, Reads(ADAPTER, or_model=True), Argument("ADAPTER...")] = Field(
         description="adapter folders, stacks, or checkpoint folders with --base"
     )
     weights: list[float] = Field(min_length=1, description="one per adapter; a single w for two means w and 1 - w")
-    method: str = Field("exact", description="merge method; `adaptermix methods` lists them")
-    options: Annotated[dict[str, object], Flag("--set")] = Field(
+    method: Annotated[str, Role.COMMON] = Field("exact", description="merge method; `adaptermix methods` lists them")
+    options: Annotated[dict[str, object], Flag("--set"), Role.COMMON] = Field(
         {}, description="options of the method; at a place: KEY@GLOB=VALUE or KEY@layers:0-15=VALUE, KEY also weights"
     )
     places: Annotated[list[PlaceSettings], Role.ADAPTERS_ONLY] = Field(
@@ -43,20 +46,22 @@ class MergeSettings(Written):
     fill: Annotated[Literal["weight", "one"], Role.ADAPTERS_ONLY] = Field(
         "weight", description="weight of an adapter on modules that it alone adapts: its weight, or one"
     )
-    form: Annotated[Literal["concat", "lowrank", "dense"] | None, Role.ADAPTERS_ONLY] = Field(
+    form: Annotated[Literal["concat", "lowrank", "dense"] | None, Role.ADAPTERS_ONLY, Role.COMMON] = Field(
         None, description="form of the result: concatenated factors, recompressed, or full matrices"
     )
-    rank: Annotated[Positive | Literal["auto"] | None, BeforeValidator(rank_or_auto), Role.ADAPTERS_ONLY] = Field(
+    rank: Annotated[
+        Positive | Literal["auto"] | None, BeforeValidator(rank_or_auto), Role.ADAPTERS_ONLY, Role.COMMON
+    ] = Field(
         None, description="recompress to this rank; auto finds the least that keeps --keep; default keeps everything"
     )
-    keep: Annotated[float, Role.ADAPTERS_ONLY] = Field(
+    keep: Annotated[float, Role.ADAPTERS_ONLY, Panel.MERGE] = Field(
         0.999, gt=0, le=1, description="share of each module's squared norm that --rank auto keeps"
     )
     max_residual: Annotated[float, Role.ADAPTERS_ONLY] = Field(
         0.1, ge=0, le=1, description="refuse if truncation and rounding lose more than this share of the delta's norm"
     )
     compact: Annotated[bool, Role.ADAPTERS_ONLY] = Field(False, description=COMPACT)
-    base: Annotated[str | None, Reads(MODEL)] = Field(
+    base: Annotated[str | None, Reads(MODEL), Role.COMMON] = Field(
         None,
         description="base model, where deltas depend on it (DoRA, PiSSA), weights are learned on it (fuse), or the "
         "result is to be a full checkpoint",
@@ -80,52 +85,59 @@ class MergeSettings(Written):
     )
     device: Annotated[Device, Role.MACHINE] = Field("auto", description="where to compute: auto, cpu, cuda or cuda:N")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of random methods, and of the rows that weights learn from")
-    task: Annotated[str | None, Role.LEARNING] = Field(
+    task: Annotated[str | None, Role.LEARNING, Panel.LEARNING] = Field(
         None, description="for methods that learn their weights (fuse): the task"
     )
-    objective: Annotated[Literal["task", "agreement", "entropy"], Role.LEARNING] = Field(
+    objective: Annotated[Literal["task", "agreement", "entropy"], Role.LEARNING, Panel.LEARNING] = Field(
         "task",
         description="for methods that learn: the task's loss on --train; or without labels, agreement of the answers "
         "to both sides of --pairs with the first adapter's to the second side, or the entropy of answers to --texts",
     )
-    train: Annotated[list[str], Reads(TRAINING, rows="rows"), Role.LEARNING] = Field(
+    train: Annotated[list[str], Reads(TRAINING, rows="rows"), Role.LEARNING, Panel.LEARNING] = Field(
         [], description="for methods that learn: the task's rows to learn from; entropy does not look at their labels"
     )
-    pairs: Annotated[list[str], Reads(TRAINING, "pairs", rows="rows"), Role.LEARNING] = Field(
+    pairs: Annotated[list[str], Reads(TRAINING, "pairs", rows="rows"), Role.LEARNING, Panel.LEARNING] = Field(
         [], description="for agreement: parallel pair files such as de-en.tsv, the task adapter's language second"
     )
-    texts: Annotated[list[str], Reads(TRAINING, "texts"), Role.LEARNING] = Field(
+    texts: Annotated[list[str], Reads(TRAINING, "texts"), Role.LEARNING, Panel.LEARNING] = Field(
         [],
         description="for entropy: texts in the target languages, one a line; for regmean-plus: a file per adapter",
     )
-    dev: Annotated[list[str], Reads(DEV), Role.LEARNING] = Field(
+    dev: Annotated[list[str], Reads(DEV), Role.LEARNING, Panel.LEARNING] = Field(
         [], description="for methods that learn: rows whose loss says when the weights are best"
     )
-    dev_pairs: Annotated[list[str], Reads(DEV, "pairs"), Role.LEARNING] = Field(
+    dev_pairs: Annotated[list[str], Reads(DEV, "pairs"), Role.LEARNING, Panel.LEARNING] = Field(
         [], description="the same without labels: pairs whose agreement says when the weights are best"
     )
-    rows: Annotated[Rows | None, Role.LEARNING] = Field(
+    rows: Annotated[Rows | None, Role.LEARNING, Panel.LEARNING] = Field(
         None, description="START:STOP[:STEP], the rows of each file to learn from"
     )
-    allow_tested: Annotated[bool, Role.LEARNING, Role.SCHEDULING] = Field(False, description=ALLOW_TESTED)
+    allow_tested: Annotated[bool, Role.LEARNING, Role.SCHEDULING, Panel.LEARNING] = Field(
+        False, description=ALLOW_TESTED
+    )
 
 
 class ExtractSettings(Written):
     """Turn the difference between two checkpoints into a LoRA: tuned less base, without loading either."""
+
+    panel = Panel.MERGE
+    is_long: ClassVar[bool] = True
 
     base: Annotated[str, Reads(MODEL)] = Field(description=BASE)
     tuned: Annotated[str, Reads(MODEL)] = Field(description="model tuned from it: folder or Hub id[@REVISION]")
     rank: Annotated[Positive | Literal["auto"], BeforeValidator(rank_or_auto)] = Field(
         description="rank of every module; auto finds the least that keeps --keep"
     )
-    keep: float = Field(0.99, gt=0, le=1, description="share of each module's squared norm that --rank auto keeps")
-    modules: Annotated[list[str], Flag(metavar="GLOB...")] = Field(
+    keep: Annotated[float, Role.COMMON] = Field(
+        0.99, gt=0, le=1, description="share of each module's squared norm that --rank auto keeps"
+    )
+    modules: Annotated[list[str], Flag(metavar="GLOB..."), Role.COMMON] = Field(
         [], description="globs over module paths or kinds; default every matrix inside the blocks"
     )
     exact: bool = Field(False, description="take the exact SVD, not the verified randomised one")
     dtype: StorageDtype = Field("float32", description="storage dtype of the factors")
     compact: bool = Field(False, description=COMPACT)
-    max_residual: float | None = Field(
+    max_residual: Annotated[float | None, Role.COMMON] = Field(
         None, ge=0, le=1, description="refuse if more than this share of the difference's norm is lost"
     )
     device: Annotated[Device, Role.MACHINE] = Field("auto", description="where to decompose: auto, cpu, cuda or cuda:N")
@@ -146,31 +158,40 @@ _SEARCHED = ("groups", "curve", "vary")
 class SearchSettings(GenerationSettings, Scored, Written):
     """Find merge weights, and options of the merge method, on dev data or on pairs without labels."""
 
+    panel = Panel.SEARCH
+    is_long: ClassVar[bool] = True
+
     adapters: Annotated[Files, Reads(ADAPTER), Argument("ADAPTER...")] = Field(
         description="adapter folders; the first is the task adapter, which every candidate is compared with"
     )
-    base: Annotated[str, Reads(MODEL)] = Field(description=BASE)
-    task: str = Field(description=TASK)
-    dev: Annotated[list[str], AfterValidator(no_numbers), Reads(DEV, rows="rows")] = Field(
+    base: Annotated[str, Reads(MODEL), Panel.MODEL] = Field(description=BASE)
+    task: Annotated[str, Panel.DATA] = Field(description=TASK)
+    dev: Annotated[list[str], AfterValidator(no_numbers), Reads(DEV, rows="rows"), Role.COMMON, Panel.DATA] = Field(
         [], description="dev files, one or more languages; with --objective agreement they are only reported"
     )
-    rows: Rows | None = Field(None, description="START:STOP[:STEP], the rows of each dev file to use")
-    pairs: Annotated[list[str], AfterValidator(no_numbers), Reads(DEV, "pairs", rows="pair_rows")] = Field(
+    rows: Annotated[Rows | None, Role.COMMON, Panel.DATA] = Field(
+        None, description="START:STOP[:STEP], the rows of each dev file to use"
+    )
+    pairs: Annotated[
+        list[str], AfterValidator(no_numbers), Reads(DEV, "pairs", rows="pair_rows"), Role.COMMON, Panel.DATA
+    ] = Field(
         [], description="for --objective agreement: parallel pair files such as de-en.tsv, the task's language second"
     )
-    pair_rows: Rows | None = Field(None, description="START:STOP[:STEP], the rows of each pair file to use")
-    grid: list[float] = Field(
-        [],
-        description="weights to try; of two adapters the second gets 1 - w, of more the last gets the rest; default "
-        "without --trials: 0.25,0.5,0.9 with --space both",
+    pair_rows: Annotated[Rows | None, Panel.DATA] = Field(
+        None, description="START:STOP[:STEP], the rows of each pair file to use"
     )
-    trials: Annotated[Positive | None, Role.AFTERWARDS] = Field(
+    grid: Annotated[list[float], Role.COMMON] = Field(
+        [],
+        description="weights to try, without --trials by default 0.25,0.5,0.9 with --space both; of two adapters the "
+        "second gets 1 - w, of more the last gets the rest",
+    )
+    trials: Annotated[Positive | None, Role.AFTERWARDS, Role.COMMON] = Field(
         None, description="candidates that a sampler tries, instead of a grid"
     )
     sampler: Literal["auto", "random", "tpe", "cmaes", "gp"] = Field(
         "auto", description="sampler of candidates (optuna): gp for up to 8 numbers, else tpe"
     )
-    space: Literal["simplex", "free", "sum", "both"] = Field(
+    space: Annotated[Literal["simplex", "free", "sum", "both"], Role.COMMON] = Field(
         "simplex",
         description="weights that are not negative and sum to 1, or each within --bounds; of a grid also sum: the "
         "whole first adapter plus shares of the others, or both: averages and sums",
@@ -187,15 +208,18 @@ class SearchSettings(GenerationSettings, Scored, Written):
     curve: Annotated[int, Field(ge=2)] | None = Field(
         None, description="let weights change smoothly over the layers, by this many evenly spaced points"
     )
-    method: str = Field("exact", description="merge method; `adaptermix methods` lists them")
-    options: Annotated[dict[str, object], Flag("--set")] = Field({}, description="options of the method that are fixed")
+    method: Annotated[str, Panel.MERGE] = Field("exact", description="merge method; `adaptermix methods` lists them")
+    options: Annotated[dict[str, object], Flag("--set"), Panel.MERGE] = Field(
+        {}, description="options of the method that are fixed"
+    )
     vary: Annotated[dict[str, str], Flag(metavar="KEY=VALUES...")] = Field(
         {}, description="options of the method to search: KEY=LOW:HIGH[:log], or KEY=V,V"
     )
-    objective: Literal["mean", "worst-language", "agreement"] = Field(
+    objective: Annotated[Literal["mean", "worst-language", "agreement"], Role.COMMON] = Field(
         "mean",
-        description="how a candidate is scored: mean or minimum of the scores of the languages on --dev; or, without "
-        "labels, the agreement of its answers to both sides of --pairs with the first adapter's to the second side",
+        description="how a candidate is scored: mean or minimum of the scores of the languages on --dev, or, without "
+        "labels, agreement; that is how far its answers to both sides of --pairs agree with the first adapter's to the "
+        "second side",
     )
     choose: Annotated[Literal["best", "one-se"], Role.AFTERWARDS] = Field(
         "best",
@@ -211,24 +235,28 @@ class SearchSettings(GenerationSettings, Scored, Written):
     race: bool = Field(
         False, description="stop weak candidates early: successive halving over the dev rows, with paired tests"
     )
-    workers: Annotated[Positive, Role.SCHEDULING] = Field(
+    workers: Annotated[Positive, Role.SCHEDULING, Panel.PROCESSES] = Field(
         1, description="processes on this machine that share the trials, each with the base model"
     )
-    report: Annotated[bool, Role.UNRECORDED] = Field(
+    report: Annotated[bool, Role.UNRECORDED, Panel.RUN] = Field(
         False, description="write report.html, one page with pictures, and these as PNGs"
     )
-    storage: Annotated[str | None, Role.SCHEDULING] = Field(
+    storage: Annotated[str | None, Role.SCHEDULING, Panel.PROCESSES] = Field(
         None,
         description="journal file, or URL (of a database, grpc://HOST:PORT of optuna's proxy, redis://) of the trials, "
         "which processes on other machines can share",
     )
-    study: Annotated[str | None, Role.SCHEDULING] = Field(
+    study: Annotated[str | None, Role.SCHEDULING, Panel.PROCESSES] = Field(
         None, description="name of the search in the storage; default the name of the output folder"
     )
-    rank: Positive | None = Field(None, description="recompress the merged adapter to this rank")
-    compact: Annotated[bool, Role.AFTERWARDS] = Field(False, description=COMPACT)
-    allow_base_mismatch: bool = Field(False, description="merge adapters that name different base models")
-    allow_tested: Annotated[bool, Role.SCHEDULING] = Field(False, description=ALLOW_TESTED)
+    rank: Annotated[Positive | None, Panel.MERGE] = Field(
+        None, description="recompress the merged adapter to this rank"
+    )
+    compact: Annotated[bool, Role.AFTERWARDS, Panel.MERGE] = Field(False, description=COMPACT)
+    allow_base_mismatch: Annotated[bool, Panel.MERGE] = Field(
+        False, description="merge adapters that name different base models"
+    )
+    allow_tested: Annotated[bool, Role.SCHEDULING, Panel.DATA] = Field(False, description=ALLOW_TESTED)
 
     batch_size: Annotated[Positive | None, Role.UNRECORDED] = Field(
         None, description="rows per batch, of all candidates that share it; default: as many as fit the free memory"

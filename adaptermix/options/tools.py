@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -10,7 +10,7 @@ from ..errors import InvalidValueError
 from .base import Placed, Settings, Written
 from .fields import Device, Files, Positive, StorageDtype
 from .registries import ENGINES, one_of
-from .roles import ADAPTER, MODEL, OTHER, Argument, Flag, Reads, Role, Writes
+from .roles import ADAPTER, MODEL, OTHER, Argument, Flag, Panel, Reads, Role, Writes
 
 
 class PushSettings(Settings):
@@ -132,6 +132,9 @@ class RunSettings(Settings):
 class TuneSettings(Settings):
     """Find settings of a recipe on dev data."""
 
+    panel = Panel.SEARCH
+    is_long: ClassVar[bool] = True
+
     recipe: Annotated[str, Reads(OTHER), Argument("RECIPE")] = Field(description="the YAML file")
     overrides: Annotated[dict[str, object], Argument("[KEY=VALUE...]")] = Field(
         {}, description="values that all candidates share, as for `run`"
@@ -140,23 +143,23 @@ class TuneSettings(Settings):
         description="values to try, such as train-align.temperature=0.05,0.1 train-align.layer=6,9; with --trials also "
         "ranges, train-align.temperature=0.02:2:log train-align.layer=6:12 (whole numbers where both ends are)"
     )
-    trials: Positive | None = Field(
+    trials: Annotated[Positive | None, Role.COMMON] = Field(
         None, description="candidates that a sampler proposes, each once, instead of all combinations"
     )
     sampler: Literal["auto", "random", "tpe", "cmaes", "gp"] = Field(
         "auto", description="sampler of candidates (optuna): gp for up to 8 ranges, else tpe, also with --prune"
     )
     seed: int = Field(0, ge=0, lt=2**31, description="seed of the sampler")
-    prune: bool = Field(
+    prune: Annotated[bool, Role.COMMON] = Field(
         False,
         description="stop candidates early whose training is behind the median of four or more earlier ones on dev "
         "data: the accuracy of train-align's dev_pairs, which no temperature changes, or the dev loss of the task; "
         "only training of equal layer, batch size and steps is compared",
     )
-    out: Annotated[str, Writes(is_main=True)] = Field(
+    out: Annotated[str, Writes(is_main=True), Panel.RUN] = Field(
         description="folder of all candidates; the same call continues where it stopped"
     )
-    dry_run: Annotated[bool, Role.HANDLING] = Field(
+    dry_run: Annotated[bool, Role.HANDLING, Role.COMMON] = Field(
         False, description="check every candidate and show them; run nothing"
     )
 
