@@ -7,7 +7,7 @@ when its message is reworded: an area and a few words, such as "rank.too-small".
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 # Controls, marks of text direction, line separators and lone surrogates change a terminal or cannot be encoded.
@@ -146,7 +146,18 @@ class OutputError(AdapterMixError):
 
 
 class ConfigError(AdapterMixError):
-    """A recipe or a set of options has faults; all of them are listed at once."""
+    """A recipe or a set of options has faults; all of them are listed at once.
+
+    Args:
+        message: The rule, the value, and the fix; with `faults` what has them.
+        faults: Each of the faults, which the message then lists: a single one on its line, several one per line.
+        more: `code` and `codes`, see `Coded`.
+    """
+
+    def __init__(self, message: str = "", *, faults: Sequence[str] = (), **more: Any) -> None:
+        self.is_list = len(faults) > 1
+        lines = [f"{message} has {len(faults)} faults:", *faults] if self.is_list else [": ".join([message, *faults])]
+        super().__init__("\n  ".join(lines), **more)
 
 
 class PublishError(AdapterMixError):

@@ -74,6 +74,11 @@ class Console:
             ]
             self.say("  " + "  ".join(cells).rstrip())
 
+    def product(self, text: str) -> None:
+        """Print text that is the result of the command on stdout; with --json the document has it."""
+        if not self.as_json and is_main_process():
+            click.echo(text.removesuffix("\n"))
+
     def document(self, document: Mapping[str, object]) -> None:
         """Print the JSON document with --json."""
         if self.as_json and is_main_process():
@@ -229,7 +234,8 @@ def fail(error: BaseException, *, as_json: bool, after_interrupt: str = "") -> i
         raise error
     code, kind, message = failure
     if not isinstance(error, click.exceptions.NoArgsIsHelpError):
-        message = one_line(message)
+        lines = message.split("\n") if isinstance(error, ConfigError) and error.is_list else [message]
+        message = "\n".join(map(one_line, lines))
     if isinstance(error, ReportedElsewhere):
         return 130 if error.interrupted else code
     if not is_main_process() and isinstance(error, click.ClickException | ConfigError):  # every process finds it

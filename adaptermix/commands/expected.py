@@ -16,6 +16,7 @@ from ..io.files import write_whole
 from ..io.json_types import JsonObject
 from ..io.limited_yaml import Filling, shortened
 from ..io.markup import as_markdown, markdown_table
+from ..io.places import Faults
 from ..options.base import described
 
 FILES = ("expected.json", "expected.md")
@@ -158,7 +159,7 @@ class Expected:
 
 
 def read_tables(
-    value: object, variables: Mapping[str, object], names: Sequence[str] | None, faults: list[str]
+    value: object, variables: Mapping[str, object], names: Sequence[str] | None, faults: Faults
 ) -> list[Table]:
     """Read and check the tables of a recipe.
 
@@ -166,24 +167,28 @@ def read_tables(
         value: The value of `expect`.
         variables: The variables of the recipe.
         names: The name of each step, or its command; None if steps have faults.
-        faults: List to which errors are added.
+        faults: Errors are added here.
     """
     if not isinstance(value, list):
-        faults.append(f"expect must be a list of tables, found {shortened(value)}.")
+        faults.at(("expect",), f"expect must be a list of tables, found {shortened(value)}.")
         return []
     fill = Filling({**variables, _ROW: "${row}"}, faults)
     tables = []
     for number, entry in enumerate(value, start=1):
         if not isinstance(entry, dict):
-            faults.append(f"expect, table {number}: a table must be a mapping, found {shortened(entry)}.")
+            faults.at(
+                ("expect", number - 1), f"expect, table {number}: a table must be a mapping, found {shortened(entry)}."
+            )
             continue
         try:
             table = Table(**{str(key): fill(item) for key, item in entry.items()})
         except ValidationError as error:
-            faults += [f"expect, table {number}: {message}" for message in described(error, Table)]
+            for _, message in described(error, Table):
+                faults.at(("expect", number - 1), f"expect, table {number}: {message}")
             continue
         tables.append(table)
-        faults += [f"expect, table {number}: {fault}" for fault in _faults_of(table, names)]
+        for fault in _faults_of(table, names):
+            faults.at(("expect", number - 1), f"expect, table {number}: {fault}")
     return tables
 
 

@@ -98,7 +98,7 @@ def _settings(schema: type[T], fields: Mapping[str, object]) -> T:
     try:
         return schema(**{name: _plain(value) for name, value in fields.items()})
     except ValidationError as error:
-        text = " ".join(described(error, schema))
+        text = " ".join(sentence for _, sentence in described(error, schema))
         raise UsageError(text, code=code_of(error, "option.invalid"), codes=codes_of(error)) from error
 
 

@@ -8,6 +8,7 @@ from itertools import product
 from math import prod
 
 from ..io.limited_yaml import Filling, names_in, shortened
+from ..io.places import Faults, Place
 
 MOST_STEPS = 2000
 """Most steps of a recipe, with those of all passes of its loops."""
@@ -29,7 +30,7 @@ class Entry:
     loop: Mapping[str, object] = field(default_factory=dict)
 
 
-def expand(steps: Sequence[object], variables: Mapping[str, object], faults: list[str]) -> list[Entry]:
+def expand(steps: Sequence[object], variables: Mapping[str, object], faults: Faults) -> list[Entry]:
     """Return the steps of all passes of all loops, in the order in which they run.
 
     Args:
@@ -37,7 +38,7 @@ def expand(steps: Sequence[object], variables: Mapping[str, object], faults: lis
             variables to lists of values, for all combinations of these (the last variable changes fastest), or a list
             of mappings, one per pass.
         variables: The variables of the recipe, which may contain each other one level deep, and the loops' variables.
-        faults: List to which errors are added.
+        faults: Errors are added here.
     """
     loops = _Loops(variables, faults)
     loops.names = loops.names_of(steps)
@@ -48,7 +49,7 @@ def expand(steps: Sequence[object], variables: Mapping[str, object], faults: lis
 class _Loops:
     """Collects the entries of all loops of a recipe."""
 
-    def __init__(self, variables: Mapping[str, object], faults: list[str]) -> None:
+    def __init__(self, variables: Mapping[str, object], faults: Faults) -> None:
         self.entries: list[Entry] = []
         self.names: set[str] = set()
         self._variables, self._faults = variables, faults
@@ -94,18 +95,17 @@ class _Loops:
             written = (*within, number)
             loop_entry = entry if isinstance(entry, dict) and "each" in entry else None
             if wrong := sorted(names_in(loop_entry["each"] if loop_entry else entry) & unset):
-                self._faults.append(
+                self._faults.at(
+                    place_of(written),
                     f"{_position(written)}: ${{{wrong[0]}}} has a value only in the steps of the loop that sets "
-                    f"{', '.join(sorted(outside))}."
+                    f"{', '.join(sorted(outside))}.",
                 )
             elif loop_entry:
                 self._add_loop(loop_entry, scope, known, written, loop)
             elif len(self.entries) < MOST_STEPS:
                 self.entries.append(Entry(content=fill(entry), written=written, loop=loop))
-            elif (fault := f"a recipe may have at most {MOST_STEPS:,} steps with all passes of its loops.") not in (
-                self._faults
-            ):
-                self._faults.append(fault)
+            else:
+                self._faults.at((), f"a recipe may have at most {MOST_STEPS:,} steps with all passes of its loops.")
 
     def _add_loop(
         self,
@@ -118,23 +118,30 @@ class _Loops:
         steps = entry.get("steps")
         if set(entry) != set(_KEYS) or not isinstance(steps, list) or not steps:
             keys = ", ".join(map(str, entry))
-            self._faults.append(
-                f"{_position(written)}: a loop must have 'each' and a list 'steps' of at least one step, found {keys}."
+            self._faults.at(
+                place_of(written),
+                f"{_position(written)}: a loop must have 'each' and a list 'steps' of at least one step, found {keys}.",
             )
             return
         try:
             passes = _passes(self._filling.of(known)(entry["each"]))
         except ValueError as error:
-            self._faults.append(f"{_position(written)}: {error}")
+            self._faults.at((*place_of(written), "each"), f"{_position(written)}: {error}")
             return
         if twice := sorted({name for values in passes for name in values} & set(scope)):
-            self._faults.append(
+            self._faults.at(
+                (*place_of(written), "each"),
                 f"{_position(written)}: each must set new variables, and {twice[0]!r} is a variable already. Give it "
-                "another name."
+                "another name.",
             )
             return
         for values in passes:
             self.add(steps, {**scope, **values}, {**known, **values}, written, {**loop, **values})
+
+
+def place_of(written: tuple[int, ...]) -> Place:
+    """Return the place in the file of an entry, see `Entry.written`."""
+    return [part for number in written for part in ("steps", number - 1)]
 
 
 def _position(written: tuple[int, ...]) -> str:

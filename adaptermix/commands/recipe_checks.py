@@ -81,7 +81,7 @@ def check_data(path: Path, steps: Sequence[Step]) -> None:
     for (option, text), of_steps in faults.items():
         more = f" and {len(of_steps) - 1} more step{'s' * (len(of_steps) > 2)}" if len(of_steps) > 1 else ""
         texts.append(f"{of_steps[0]}{more}, {option}: {text}")
-    raise ConfigError(f"{path}: " + " | ".join(texts), code="recipe.data", codes=dict.fromkeys(["recipe.data", *codes]))
+    raise ConfigError(str(path), faults=texts, code="recipe.data", codes=dict.fromkeys(["recipe.data", *codes]))
 
 
 def output_of(step: Step) -> Path | None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from ..errors import ConfigError, UsageError, near_or_known
 from ..io.limited_yaml import Filling, names_in, read_yaml, shortened
+from ..io.places import Faults, Place
 from ..options import Settings
 from ..options.base import described
 from ..tasks import get_task
 from ..tasks.base import require_comparable
 from .expected import Table, read_tables
-from .loops import Entry, expand
+from .loops import Entry, expand, place_of
 from .table import COMMANDS
 
 STEPS = {command.name: command.schema() for command in COMMANDS.values() if command.in_recipes}
@@ -73,21 +75,22 @@ def _title(command: str, loop: Mapping[str, object]) -> str:
 class _Faults:
     """Faults of steps; a fault that the passes of a loop share is listed once."""
 
-    def __init__(self, faults: list[str]) -> None:
+    def __init__(self, faults: Faults) -> None:
         self._faults = faults
         self._seen: set[tuple[tuple[int, ...], str]] = set()
 
-    def add(self, entry: Entry, step: str, fault: str) -> None:
+    def add(self, entry: Entry, step: str, fault: str, *, at: Place = ()) -> None:
         """Add the fault of an entry.
 
         Args:
             entry: The entry.
             step: Its number and command.
             fault: The message.
+            at: Its place in the entry.
         """
         if (entry.written, fault) not in self._seen:
             self._seen.add((entry.written, fault))
-            self._faults.append(f"{step}{fault}")
+            self._faults.at((*place_of(entry.written), *at), f"{step}{fault}")
 
 
 def _step(number: int, entry: Entry, overrides: Mapping[str, object], faults: _Faults) -> Step | None:
@@ -113,18 +116,34 @@ def _step(number: int, entry: Entry, overrides: Mapping[str, object], faults: _F
     if not isinstance(name, str):
         faults.add(entry, step, f": name must be text, found {shortened(name)}.")
         return None
+    settings = _settings_of(command, values, overrides, partial(faults.add, entry, step))
+    if settings is None:
+        return None
+    return Step(command=command, settings=settings, name=name, loop=entry.loop, written=entry.written)
+
+
+def _settings_of(
+    command: str, values: Mapping[object, object], overrides: Mapping[str, object], add: Callable[..., None]
+) -> Settings | None:
+    """Return the settings of a step whose command is known; None with faults, which `add` receives."""
     schema = STEPS[command]
-    values = {str(key): value for key, value in values.items()}
-    overridden = {key.partition(".")[2]: value for key, value in overrides.items() if key.startswith(f"{command}.")}
+    written = {str(key).replace("-", "_"): str(key) for key in values}
+    if len(written) < len(values):
+        add(": an option must be set once, and one is there with - and with _.", at=(command,))
+        return None
+    options = {str(key).replace("-", "_"): value for key, value in values.items()}
+    for key, value in overrides.items():
+        if key.startswith(f"{command}."):
+            options[key.partition(".")[2].replace("-", "_")] = value
     try:
-        settings = schema(**(values | overridden))
+        settings = schema(**options)
         _check_task(settings)
-        return Step(command=command, settings=settings, name=name, loop=entry.loop, written=entry.written)
+        return settings
     except UsageError as error:
-        faults.add(entry, step, f": {error}")
+        add(f": {error}")
     except ValidationError as error:
-        for message in described(error, schema):
-            faults.add(entry, step, f": {message}")
+        for key, message in described(error, schema):
+            add(f": {message}", at=(command, written.get(key, key)))
     return None
 
 
@@ -165,16 +184,19 @@ def read_recipe(path: Path, overrides: Mapping[str, object] | None = None) -> Re
             f"{path} must be a mapping with {', '.join(_TOP)}, found {type(document).__name__}.",
             code="recipe.not-mapping",
         )
-    faults = [f"unknown key {shortened(key)}.{near_or_known(str(key), _TOP)}" for key in document if key not in _TOP]
+    faults = Faults()
+    for key in document:
+        if key not in _TOP:
+            faults.at((key,), f"unknown key {shortened(key)}.{near_or_known(str(key), _TOP)}")
     if document.get("version") != 1:
-        faults.append(f"version must be 1, found {shortened(document.get('version'))}.")
+        faults.at(("version",), f"version must be 1, found {shortened(document.get('version'))}.")
     written = document.get("steps")
     if not isinstance(written, list) or not written:
-        faults.append("steps must be a list of at least one command.")
+        faults.at(("steps",), "steps must be a list of at least one command.")
         written = []
     variables = document.get("variables") or {}
     if not isinstance(variables, dict):
-        faults.append(f"variables must be a mapping, found {shortened(variables)}.")
+        faults.at(("variables",), f"variables must be a mapping, found {shortened(variables)}.")
         variables = {}
     overrides = dict(overrides or {})
     named = {str(name): value for name, value in variables.items()}
@@ -192,7 +214,7 @@ def read_recipe(path: Path, overrides: Mapping[str, object] | None = None) -> Re
         names = [step.name or step.command for step in steps] if is_complete else None
         tables = read_tables(document["expect"], plain, names, faults)
     if faults:
-        raise ConfigError(f"{path}: " + " | ".join(dict.fromkeys(faults)), code="recipe.invalid")
+        raise ConfigError(str(path), faults=faults.with_lines(path), code="recipe.invalid")
     out = plain.get("out")
     return Recipe(path=path, steps=steps, tables=tables, out=Path(out) if isinstance(out, str) and out else None)
 
@@ -200,7 +222,7 @@ def read_recipe(path: Path, overrides: Mapping[str, object] | None = None) -> Re
 def _plain(variables: Mapping[str, object]) -> dict[str, object]:
     """Return the variables that need no loop, with the variables in them replaced."""
     plain = {name: value for name, value in variables.items() if names_in(value) <= set(variables)}
-    fill = Filling(plain, [])
+    fill = Filling(plain, Faults())
     return {name: fill(value) for name, value in plain.items()}
 
 

@@ -307,6 +307,14 @@ _ALL = (
         after_interrupt=WITH_RESUME,
     ),
     Command(
+        name="recipe",
+        summary="List, show or copy the recipes of adaptermix.",
+        options="RecipeSettings",
+        show="show_recipes:recipe",
+        in_recipes=False,
+        notes="Example: adaptermix recipe ls\n\nExample: adaptermix recipe cp quickstart my.yaml",
+    ),
+    Command(
         name="demo",
         summary="Train, merge, search and test on a small real model, in minutes.",
         options="DemoSettings",

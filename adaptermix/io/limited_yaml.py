@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from ..errors import ConfigError, did_you_mean
+from .places import Faults
 
 MOST_BYTES, MOST_DEPTH, MOST_ENTRIES, MOST_CHARACTERS = 2**20, 40, 100_000, 2**22
 _LONGEST_NUMBER = 400
@@ -106,10 +107,10 @@ class Filling:
 
     Args:
         variables: Values by name.
-        faults: List to which errors are added, so that all of them can be reported at once.
+        faults: Errors are added here, so that all of them can be reported at once.
     """
 
-    def __init__(self, variables: Mapping[str, object], faults: list[str]) -> None:
+    def __init__(self, variables: Mapping[str, object], faults: Faults) -> None:
         self._variables, self._faults = variables, faults
         self._budget = _Budget()
 
@@ -134,19 +135,15 @@ class Filling:
         if self._budget.characters >= 0 and self._budget.entries >= 0:
             return True
         most = f"{MOST_ENTRIES:,} entries and {MOST_CHARACTERS >> 20} MiB of text"
-        self._fault(f"variables may expand to at most {most}")
+        self._faults.at((), f"variables may expand to at most {most}")
         return False
-
-    def _fault(self, text: str) -> None:
-        if text not in self._faults:
-            self._faults.append(text)
 
     def _text(self, value: str) -> object:
         for name in _VARIABLE.findall(value):
             if name not in self._variables:
                 near = did_you_mean(name, list(self._variables))
                 known = f" Known: {', '.join(self._variables) or 'none'}."
-                self._fault(f"unknown variable ${{{name}}}.{near or known}")
+                self._faults.at(f"${{{name}}}", f"unknown variable ${{{name}}}.{near or known}")
                 return value
         whole = _VARIABLE.fullmatch(value)
         if whole:

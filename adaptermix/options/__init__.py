@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .tools import ExportSettings as ExportSettings
     from .tools import InspectSettings as InspectSettings
     from .tools import PushSettings as PushSettings
+    from .tools import RecipeSettings as RecipeSettings
     from .tools import RunSettings as RunSettings
     from .tools import SpectrumSettings as SpectrumSettings
     from .tools import TuneSettings as TuneSettings
@@ -63,6 +64,7 @@ _HOMES = {
         "ExportSettings",
         "InspectSettings",
         "PushSettings",
+        "RecipeSettings",
         "RunSettings",
         "SpectrumSettings",
         "TuneSettings",
@@ -73,6 +75,18 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = sorted(_HOME_OF)  # noqa: PLE0605  (a sorted list of texts)
+
+
+def all_settings() -> list[type[Settings]]:
+    """Return every class of options, of whatever module; `Settings` itself is the first."""
+    for home in _HOMES:
+        import_module(f".{home}", __name__)
+    from .base import Settings
+
+    classes: list[type[Settings]] = [Settings]
+    for cls in classes:
+        classes += [own for own in cls.__subclasses__() if own not in classes]
+    return classes
 
 
 def __getattr__(name: str) -> Any:

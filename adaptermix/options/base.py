@@ -149,16 +149,17 @@ class GenerationSettings(Placed):
     template: str | None = Field(None, description="prompt template; default: the one the adapter was trained with")
 
 
-def described(error: ValidationError, schema: type[BaseModel]) -> list[str]:
-    """Return a sentence for each fault of values for a class of options, by the names of the options."""
+def described(error: ValidationError, schema: type[BaseModel]) -> list[tuple[str, str]]:
+    """Return the option and a sentence for each fault of values for a class of options."""
     from ..io.limited_yaml import shortened  # it imports yaml, which --help does without
 
     faults = []
     for fault in error.errors():
         path = ".".join(str(part) for part in fault["loc"])
+        name = str(fault["loc"][0]) if fault["loc"] else ""
         if fault["type"] == "extra_forbidden":
-            faults.append(f"unknown key {path!r}.{near_or_known(path, list(schema.model_fields))}")
+            faults.append((name, f"unknown key {path!r}.{near_or_known(path, list(schema.model_fields))}"))
         else:
             message = fault["msg"].removeprefix("Value error, ")
-            faults.append(f"{path}: {message}, got {shortened(fault['input'])}.")
+            faults.append((name, f"{path}: {message}, got {shortened(fault['input'])}."))
     return faults

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from ..errors import InvalidValueError
-from .base import Placed, Settings, Written
+from .base import Placed, Settings, Written, refuse
 from .fields import Device, Files, Positive, StorageDtype
 from .registries import ENGINES, one_of
 from .roles import ADAPTER, MODEL, OTHER, Argument, Flag, Panel, Reads, Role, Writes
@@ -127,6 +127,33 @@ class RunSettings(Settings):
     resume: Annotated[bool, Role.HANDLING] = Field(
         False, description="take existing outputs, and continue interrupted training"
     )
+
+
+class RecipeSettings(Settings):
+    """List the recipes of adaptermix, show one, copy one to start from, or print the JSON schema for editors."""
+
+    action: Annotated[Literal["ls", "cat", "cp", "schema"], Argument("ls|cat|cp|schema")] = Field(
+        description="ls: list; cat: print; cp: copy to a file; schema: print the JSON schema of recipes"
+    )
+    name: Annotated[str | None, Argument("[NAME]")] = Field(None, description="name of a recipe, for cat and cp")
+    out: Annotated[str | None, Writes("recipe"), Argument("[FILE]")] = Field(
+        None, description="new file, for cp, or a folder for it; default the present folder"
+    )
+
+    @model_validator(mode="after")
+    def _check_action(self) -> RecipeSettings:
+        refuse(
+            (
+                self.action in ("cat", "cp") and not self.name,
+                f"recipe.no-name: {self.action} needs the NAME of a recipe; `adaptermix recipe ls` lists them",
+            ),
+            (
+                self.action in ("ls", "schema") and bool(self.name),
+                f"recipe.name: {self.action} takes no NAME: drop it",
+            ),
+            (self.action != "cp" and bool(self.out), "recipe.file: FILE is the copy that cp writes: drop it"),
+        )
+        return self
 
 
 class TuneSettings(Settings):

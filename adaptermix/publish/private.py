@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from ..options import Settings
+from ..options import all_settings
 from ..options.roles import MODEL, Reads, Writes, marks_of
 
 _HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
@@ -37,9 +37,7 @@ _ROOTS = {"home", "Users", "root", "tmp", "mnt", "media", "data", "var", "opt", 
 def _entries() -> tuple[set[str], set[str]]:
     """Return the entries that name models, and those that name files or folders; both include options of commands."""
     models, files = set(_MODEL_ENTRIES), set(_FILE_ENTRIES)
-    schemas: list[type[Settings]] = [Settings]
-    for schema in schemas:
-        schemas += schema.__subclasses__()
+    for schema in all_settings():
         files |= {*marks_of(schema, Writes)}
         for name, mark in marks_of(schema, Reads).items():
             (models if mark.use == MODEL else files).add(name)

@@ -144,7 +144,7 @@ def test_every_command_has_the_options_that_the_contract_promises(name: str) -> 
 
     from adaptermix.cli import adaptermix
 
-    text = CliRunner().invoke(adaptermix, [name, "--help"]).output
+    text = CliRunner().invoke(adaptermix, [name, "--help-all"]).output
     promised = {"--json", "--quiet", "--help"}
     if name.startswith("train") or name in ("search", "evaluate", "retrieve", "demo"):
         promised |= {"--seed", "--device", "--dtype"}
