@@ -33,6 +33,7 @@ COMMANDS = [
 ]
 # Lists of texts that are not files. A new list must be added here, or say what its files are read for.
 NO_FILES = {
+    "labels",
     "groups",
     "to",
     "include",

@@ -19,7 +19,7 @@ from ..progress import SILENT, Watcher
 from ..tasks import Task, get_task
 from ..tasks.base import ComparableTask
 from ..tasks.data.tables import Row
-from ..tasks.heads.from_adapters import head_of, template_of
+from ..tasks.heads.from_adapters import form_of_head, head_of, template_of
 from .answering import Answering
 from .run import BASE
 
@@ -131,10 +131,10 @@ def predict(settings: PredictSettings, *, watch: Watcher = SILENT) -> Prediction
     texts = _texts(settings)
     rows = _rows(task, texts, settings.language)
     opened = [source for source in sources.values() if source]
-    head = head_of(task, opened, [])
+    head = head_of(task, opened, [], names=settings.labels, base=settings.base)
     if head is None:
         require_causal(settings.base, f"without a head for it, task '{task.name}'")
-    elif len(opened) < len(sources) or not all(head_of(task, [source], []) for source in opened):
+    elif len(opened) < len(sources) or not all(map(form_of_head, opened)):
         raise UsageError(
             "adapters with a head can be shown only with others that have such a head. Leave out the base model and "
             "adapters without a head.",

@@ -26,7 +26,7 @@ from ..tasks import Metric, Task, clusters_of, get_task, metrics_of
 from ..tasks.base import remarks
 from ..tasks.data.report import left_out_warnings
 from ..tasks.data.tables import Row
-from ..tasks.heads.from_adapters import head_of, template_of
+from ..tasks.heads.from_adapters import form_of_head, head_of, template_of
 from ..tasks.splits import add_to_record, check_split
 from ..tasks.tagged import to_entry
 from .answering import Answering
@@ -246,8 +246,8 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     check_split([*files, *source_files], origins, split=settings.split, watch=watch)
     # Missing packages are reported before a model is loaded.
     metrics_of(task, rows, metric=settings.metric, scorer=settings.scorer)
-    head = head_of(task, [*sources, *(others or [])], rows)
-    headless = [system for system in (sources, others) if system is not None and not head_of(task, system, rows)]
+    head = head_of(task, [*sources, *(others or [])], rows, names=settings.labels, base=settings.base)
+    headless = [system for system in (sources, others) if system is not None and not any(map(form_of_head, system))]
     if head and headless:
         raise PlanError(
             f"an adapter with {head.form.title} can be compared only with another adapter that has such a head: the "

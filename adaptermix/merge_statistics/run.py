@@ -136,7 +136,7 @@ def statistics(settings: StatisticsSettings, *, watch: Watcher = SILENT) -> Stat
     out = Path(settings.out)
     _check_out(out, overwrite=settings.overwrite)
     request = _read(settings, watch)
-    head = None if request.task is None else head_of(request.task, [request.source], request.rows)
+    head = None if request.task is None else head_of(request.task, [request.source], request.rows, base=settings.base)
     if request.task is not None and head is None:
         require_causal(settings.base, f"without a head for it, task '{request.task.name}'")
     if settings.dry_run:

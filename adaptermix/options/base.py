@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, TypedDict, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from ..errors import InvalidValueError, near_or_known
-from .fields import Device, Dtype, Positive, Quantize, check_text
+from .fields import Device, Dtype, Positive, Quantize, check_text, separated
 from .registries import TASKS
-from .roles import Panel, Reads, Role, Writes
+from .roles import Flag, Panel, Reads, Role, Writes
 
 ALLOW_TESTED = "allow dev, training and calibration files that were evaluated as test data; the manifest records them"
 BASE = "base model: folder or Hub id[@REVISION]"
@@ -147,6 +147,11 @@ class GenerationSettings(Placed):
     batch_size: Positive | None = Field(32, description="rows per batch")
     max_new_tokens: Positive = Field(64, description="most tokens to generate per row")
     template: str | None = Field(None, description="prompt template; default: the one the adapter was trained with")
+    labels: Annotated[list[str], BeforeValidator(separated), Flag(metavar="LABEL,...")] = Field(
+        [],
+        description="labels of a head whose adapter lists none, such as one of plain peft, in the order of its "
+        "outputs; default those of the base model's id2label",
+    )
 
 
 def described(error: ValidationError, schema: type[BaseModel]) -> list[tuple[str, str]]:

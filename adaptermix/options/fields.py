@@ -99,6 +99,13 @@ def _head_layers(value: object) -> object:
     return text
 
 
+def separated(value: object) -> object:
+    """Return a text with commas, alone or as the only one of a list, as the list of its parts."""
+    if isinstance(value, list | tuple) and len(value) == 1:
+        value = value[0]
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
 def no_numbers(files: list[str]) -> list[str]:
     """Refuse numbers instead of files or folders: `--weights 0.5 0.5` leaves the second one over."""
     for name in files:

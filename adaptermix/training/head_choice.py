@@ -38,7 +38,7 @@ def choose_head(
         PlanError: a head that does not suit the task or the adapter to start from; a setting of a head without one.
     """
     rows = [*train, *dev]
-    existing = head_of(task, [start], rows) if start else None
+    existing = head_of(task, [start], rows, base=settings.base) if start else None
     kind = HEADS[existing.form.name] if existing and settings.head == "auto" else _head_kind(task, settings)
     reader = reader_of(settings)
     if existing and reader and reader != existing.reader:

@@ -104,7 +104,8 @@ class _Data:
 
     def load(self, settings: MergeSettings, sources: Sequence[AdapterSource], watch: Watcher) -> BaseModel:
         """Load the base model, with the head of the adapters for the task."""
-        head = head_of(self.task, sources, [row for rows in self.rows for row in rows]) if self.task else None
+        rows = [row for rows in self.rows for row in rows]
+        head = head_of(self.task, sources, rows, base=str(settings.base)) if self.task else None
         if self.task and head is None:
             require_causal(str(settings.base), f"without a head for it, task '{self.task.name}'")
         base = load_base(str(settings.base), device=settings.device, head=head)

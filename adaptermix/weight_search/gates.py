@@ -223,7 +223,8 @@ class _Prepared:
 
     def head(self) -> Head | None:
         """Return the head of the adapters; without one the base must generate."""
-        head = head_of(self.task, self.sources, [*self.data.labelled, *(self.dev.labelled if self.dev else ())])
+        rows = [*self.data.labelled, *(self.dev.labelled if self.dev else ())]
+        head = head_of(self.task, self.sources, rows, base=str(self.settings.base))
         if head is None:
             if self.settings.objective == "entropy":
                 raise PlanError(NO_ENTROPY, code="gates.entropy")

@@ -85,7 +85,7 @@ def search(settings: SearchSettings, *, watch: Watcher = SILENT) -> SearchResult
 
 def _head(prepared: Prepared, settings: SearchSettings) -> Head | None:
     """Return the head that answers; without one the base must generate."""
-    head = head_of(prepared.task, prepared.sources, prepared.dev_rows)
+    head = head_of(prepared.task, prepared.sources, prepared.dev_rows, names=settings.labels, base=settings.base)
     if head is None:
         require_causal(settings.base, f"without a head for it, task '{settings.task}'")
     return head

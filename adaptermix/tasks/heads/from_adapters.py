@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from ...adapters import AdapterSource
 from ...errors import PlanError
 from ...models.head_forms import Head, HeadForm, Reader
+from ...models.pretrained import load_config
+from ...models.stack import STACK
 from .. import Task, get_template
 from ..data.tables import Row
 from . import HEADS
@@ -25,18 +29,37 @@ def template_of(task: Task, sources: Sequence[AdapterSource], requested: str | N
     return get_template(task, named).name
 
 
-def head_of(task: Task, sources: Sequence[AdapterSource], rows: Sequence[Row]) -> Head | None:
+_UNNAMED = re.compile(r"LABEL_\d+")
+"""A label as transformers names it if nobody does."""
+
+
+def head_of(
+    task: Task, sources: Sequence[AdapterSource], rows: Sequence[Row], *, names: Sequence[str] = (), base: str = ""
+) -> Head | None:
     """Return the head of adapters, None if they have no head.
 
-    Its labels are those of the adapter's manifest; for adapters of other tools the task's fixed labels.
+    Its labels are those of the adapter's manifest; for adapters of other tools the names from the caller, those of the
+    base model's configuration (`id2label`), or the task's fixed labels.
+
+    Args:
+        task: The task.
+        sources: The adapters.
+        rows: Its rows.
+        names: Names of the outputs of heads whose adapters list none, in their order (`--labels`).
+        base: The base model: a folder or Hub id. Its configuration is read only if it is needed.
 
     Raises:
         PlanError: the head was trained for another task or lacks all labels of the rows, adapters differ in their
             heads, or the labels or the kind of head are not known.
     """
     forms = [(source, form) for source in sources if (form := form_of_head(source))]
-    heads = {source.name: _head(task, source, form) for source, form in forms}
+    heads = {source.name: _head(task, source, form, names, base) for source, form in forms}
     if not heads:
+        if names:
+            raise PlanError(
+                "--labels names the outputs of an adapter's head, and no adapter here has one: drop it.",
+                code="head.no-head-labels",
+            )
         return None
     kinds = sorted({head.form.name for head in heads.values()})
     if len(kinds) > 1:
@@ -96,7 +119,7 @@ def form_of_head(source: AdapterSource) -> HeadForm | None:
     )
 
 
-def _head(task: Task, source: AdapterSource, form: HeadForm) -> Head:
+def _head(task: Task, source: AdapterSource, form: HeadForm, names: Sequence[str], base: str) -> Head:
     entry = source.meta.manifest.get("task")
     entry = entry if isinstance(entry, Mapping) else {}
     kind = HEADS[form.name]
@@ -107,12 +130,40 @@ def _head(task: Task, source: AdapterSource, form: HeadForm) -> Head:
             + f", not for task '{task.name}'. Pass the task that it was trained for.",
             code="head.task",
         )
-    named = entry.get("labels")
-    labels = tuple(map(str, named)) if isinstance(named, list) else kind.labels(task, [])
+    listed = entry.get("labels")
+    known = tuple(map(str, listed)) if isinstance(listed, list) else ()
+    if known and names and known != tuple(names):
+        raise PlanError(
+            f"--labels is for heads whose adapter lists none, and '{source.name}' lists {', '.join(known)}: drop it.",
+            code="head.labels-listed",
+        )
+    labels = known or tuple(names) or (form.outputs is None and labels_of_model(base)) or kind.labels(task, [])
     if not labels:
         raise PlanError(
-            f"the labels of the head of '{source.name}' must be known, but neither its adaptermix.json nor the task "
-            "lists them.",
+            f"the labels of the head of '{source.name}' must be known, and its adaptermix.json, the base model and the "
+            "task list none. Name its outputs in their order, such as --labels negative,neutral,positive.",
             code="head.unknown-labels",
         )
+    _check_count(source, form, labels)
     return Head(form=form, labels=labels, reader=Reader.of(entry.get("reader")))
+
+
+def labels_of_model(reference: str) -> tuple[str, ...]:
+    """Return the labels that a model's configuration names, in the order of its outputs; none without names."""
+    if not reference or (Path(reference) / STACK).exists():
+        return ()
+    named = load_config(reference).id2label or {}
+    labels = tuple(str(named[number]) for number in sorted(named))
+    return () if any(map(_UNNAMED.fullmatch, labels)) else labels
+
+
+def _check_count(source: AdapterSource, form: HeadForm, labels: Sequence[str]) -> None:
+    """Refuse labels that are more or fewer than the outputs of an adapter's head."""
+    last = tuple(f"{module}.weight" for module in (*form.modules, "out_proj"))
+    outputs = {header.shape[0] for name, header in source.saved_headers.items() if name.endswith(last)}
+    if form.outputs is None and outputs and len(labels) not in outputs:
+        raise PlanError(
+            f"the head of '{source.name}' has {max(outputs)} outputs, and {len(labels)} labels are known "
+            f"({', '.join(labels)}). Name all outputs in their order with --labels.",
+            code="head.label-count",
+        )
