@@ -140,7 +140,7 @@ AFTERWARDS = {
 }
 UNRECORDED = {settings.SearchSettings: {"report", "batch_size"}, settings.StatisticsSettings: {"batch_size", "seed"}}
 COMPARABLE = {"base", "mode", "dtype", "quantize", "dev", "dev_pairs", "task", "template", "head", "max_length"}
-COMPARABLE |= {"layer", "pooling", "exclude_bos", "standardize", "pairs", "rows"}
+COMPARABLE |= {"layer", "pooling", "exclude_bos", "standardize", "pairs", "rows", "columns"}
 COMPARABLE |= {"head_layers", "head_pooling", "aggregate", "gate", "gate_ratio", "head_norm", "dev_texts"}
 COMPARABLE |= {"batch_size", "accumulate", "steps", "epochs", "alternate", "discard"}
 
@@ -177,7 +177,13 @@ def test_what_a_recipe_recognises_a_finished_step_by() -> None:
 
 def test_options_that_go_with_one_way_to_merge_only() -> None:
     data = {"train", "pairs", "texts", "dev", "dev_pairs"}
-    assert marked(settings.MergeSettings, Role.LEARNING) == data | {"task", "objective", "rows", "allow_tested"}
+    assert marked(settings.MergeSettings, Role.LEARNING) == data | {
+        "task",
+        "objective",
+        "rows",
+        "columns",
+        "allow_tested",
+    }
     assert marked(settings.MergeSettings, Role.ADAPTERS_ONLY) == {
         *("places", "fill", "form", "rank", "keep", "max_residual", "compact", "saved"),
         *("statistics", "allow_pickle", "allow_base_mismatch"),

@@ -179,7 +179,7 @@ def test_every_setting_of_text_is_an_input_an_output_or_a_plain_value(command: s
     """A new option that names a file must be marked, or --overwrite and --resume would not see it."""
     plain = {
         *("allow_base_mismatch", "baseline", "ceiling", "supervised", "aligned", "name", "repo", "revision", "message"),
-        *("server", "server_model"),
+        *("server", "server_model", "columns", "labels"),
         *("task", "template", "device", "rows", "method", "options", "places", "rank", "weights", "modules", "layers"),
         *(
             "include",

@@ -27,7 +27,7 @@ def check_task(plan: BakePlan, watch: Watcher) -> None:
         AdapterMixError: there is no such task, or the data are invalid or are test data.
     """
     settings = plan.settings
-    task = get_task(settings.task or "")
+    task = get_task(settings.task or "", settings.columns)
     rows, files = task.read(settings.dev, rows=settings.rows)
     metrics_of(task, rows, metric=settings.metric, scorer=settings.scorer)
     refuse_tested({DEV: files}, allowed=settings.allow_tested, watch=watch)
@@ -46,7 +46,7 @@ def scores(plan: BakePlan, baked: Path, lora: Path | None, watch: Watcher) -> di
         AdapterMixError: the task, its data or a model is invalid.
     """
     settings = plan.settings
-    task = get_task(settings.task or "")
+    task = get_task(settings.task or "", settings.columns)
     common: JsonObject = {
         "task": task.name,
         "data": settings.dev,

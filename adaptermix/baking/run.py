@@ -163,7 +163,8 @@ class _Inputs:
         self.texts, self.files = read_texts(settings.calibration) if settings.calibration else ([], [])
         self.tested = refuse_tested({CALIBRATION: self.files}, allowed=settings.allow_tested, watch=watch)
         fitted = [SeenFile(entry=file.entry(), hashes=file.row_hashes()) for file in self.files]
-        _, dev = get_task(settings.task).read(settings.dev, rows=settings.rows) if settings.task else ([], [])
+        task = get_task(settings.task, settings.columns) if settings.task else None
+        _, dev = task.read(settings.dev, rows=settings.rows) if task else ([], [])
         both = next((overlap for file in dev if (overlap := overlap_of(file, fitted)) and overlap.rows.matters), None)
         if both:
             raise PlanError(

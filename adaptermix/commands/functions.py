@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from ..errors import PlanError, UsageError, code_of, codes_of, near_or_known
 from ..progress import SILENT, Watcher
+from .in_memory import stored
 from .record import Command, load
 from .table import COMMANDS
 
@@ -58,8 +59,8 @@ def function_of(record: Command) -> Callable[..., Any]:
                 f"got {len(arguments)}.",
                 code="call.too-many-arguments",
             )
-        fields = dict(zip(positional, arguments, strict=False)) | options
-        return record.report(_settings(schema, fields), watch=watch, **more)
+        with stored(schema, dict(zip(positional, arguments, strict=False)) | options) as fields:
+            return record.report(_settings(schema, fields), watch=watch, **more)
 
     # the function is pickled by the name that it has in `adaptermix`
     function.__module__, function.__qualname__ = "adaptermix", record.function or ""

@@ -302,7 +302,7 @@ def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Sy
     """
     files, others = _files(settings.systems), read_columns(settings.beside)
     _check(settings, files)
-    task = get_task(settings.task)
+    task = get_task(settings.task, settings.columns)
     rows, _ = task.read(settings.data, rows=settings.rows)
     metric = metrics_of(task, rows, metric=settings.metric, scorer=settings.scorer)[0]
     for note in remarks(task, rows):

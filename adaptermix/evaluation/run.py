@@ -229,7 +229,7 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
         AdapterMixError: the model, the adapter or a data file is invalid.
     """
     _check_predictions(settings)
-    task = get_task(settings.task)
+    task = get_task(settings.task, settings.columns)
     sources = _opened(settings.adapter)
     others = None if settings.against is None else _opened(None if settings.against == BASE else settings.against)
     template = template_of(task, sources or others or [], settings.template)

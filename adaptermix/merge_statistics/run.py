@@ -105,7 +105,7 @@ def _read(settings: StatisticsSettings, watch: Watcher) -> _Request:
         )
     if not settings.allow_base_mismatch:
         check_trained_on([source], fingerprint_of(settings.base), settings.base)
-    task = None if settings.task is None else get_task(settings.task)
+    task = None if settings.task is None else get_task(settings.task, settings.columns)
     rows: Sequence[Row] = []
     texts: Sequence[str] = []
     if task is None:

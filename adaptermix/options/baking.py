@@ -6,13 +6,13 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
-from .base import ALLOW_TESTED, Scored, Written, refuse
+from .base import ALLOW_TESTED, ReadsRows, Scored, Written, refuse
 from .fields import Device, Quantize, Rows, StorageDtype
 from .registries import STRATEGIES, one_of
 from .roles import ADAPTER, CALIBRATION, DEV, MODEL, Panel, Reads, Role
 
 
-class BakeSettings(Scored, Written):
+class BakeSettings(ReadsRows, Scored, Written):
     """Write adapters into their base model, in 16, 8 or 4 bits, and measure how much of their effect is kept."""
 
     panel = Panel.BAKE

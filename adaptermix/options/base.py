@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal, TypedDict, get_args, get_origin
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from ..errors import InvalidValueError, near_or_known
-from .fields import Device, Dtype, Positive, Quantize, check_text, separated
+from .fields import Device, Dtype, Positive, Quantize, check_text, columns_of, separated
 from .registries import TASKS
 from .roles import Flag, Panel, Reads, Role, Writes
 
@@ -108,6 +108,23 @@ class Placed(Settings):
     def load_options(self) -> LoadOptions:
         """Return the arguments of `load_base`."""
         return {"device": self.device, "dtype": self.dtype, "quantize": self.quantize}
+
+
+class ReadsRows(Settings):
+    """Rows of a task whose columns may have other names."""
+
+    columns: Annotated[
+        dict[str, str],
+        BeforeValidator(columns_of),
+        Flag(metavar="FIELD=COLUMN,..."),
+        Role.DEV_CURVE,
+        Role.LEARNING,
+        Panel.DATA,
+    ] = Field(
+        {},
+        description="columns or JSON fields of the task's data by other names, such as "
+        "text=utt,label=intent,language=lang",
+    )
 
 
 class Scored(Settings):

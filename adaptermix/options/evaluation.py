@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from ..errors import InvalidValueError
-from .base import BASE, TASK, GenerationSettings, Placed, Scored, refuse
+from .base import BASE, TASK, GenerationSettings, Placed, ReadsRows, Scored, refuse
 from .fields import Files, Positive, Rows, check_vectors
 from .roles import ADAPTER, MODEL, OTHER, SCORED, SPLIT, Argument, Flag, Panel, Reads, Role, Writes
 
@@ -18,7 +18,7 @@ SPLIT_HELP = (
 )
 
 
-class EvaluateSettings(GenerationSettings, Scored):
+class EvaluateSettings(ReadsRows, GenerationSettings, Scored):
     """Score a base model, with an adapter or without, per language."""
 
     panel = Panel.SCORES
@@ -105,7 +105,7 @@ class PredictSettings(GenerationSettings):
         return self
 
 
-class CompareSettings(Scored):
+class CompareSettings(ReadsRows, Scored):
     """Compare systems, each with one run per seed: scores, differences, share of a gap that is closed."""
 
     systems: Annotated[Files, Reads(OTHER), Argument("NAME=FILE...")] = Field(

@@ -99,6 +99,24 @@ def _head_layers(value: object) -> object:
     return text
 
 
+def columns_of(value: object) -> object:
+    """Return the mapping of `text=utt,label=intent`, also from such texts in a list or in a mapping."""
+    if isinstance(value, dict):
+        value = [f"{name}={column}" for name, column in value.items()]
+    if not isinstance(value, str | list | tuple):
+        return value
+    parts = [part for text in ([value] if isinstance(value, str) else value) for part in str(text).split(",")]
+    columns: dict[str, str] = {}
+    for name, equals, column in (part.strip().partition("=") for part in parts):
+        if not (equals and name and column) or name in columns:
+            raise InvalidValueError(
+                "FIELD=COLUMN is needed for each field once, such as text=utt,label=intent,language=lang",
+                code="option.columns",
+            )
+        columns[name.strip()] = column.strip()
+    return columns
+
+
 def separated(value: object) -> object:
     """Return a text with commas, alone or as the only one of a list, as the list of its parts."""
     if isinstance(value, list | tuple) and len(value) == 1:

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from .base import ALLOW_TESTED, BASE, TASK, GenerationSettings, Scored, Settings, Written, refuse
+from .base import ALLOW_TESTED, BASE, TASK, GenerationSettings, ReadsRows, Scored, Settings, Written, refuse
 from .fields import Device, Files, Positive, Rows, StorageDtype, no_numbers, rank_or_auto
 from .roles import ADAPTER, DEV, MODEL, OTHER, TRAINING, Argument, Flag, Panel, Reads, Role
 
@@ -26,7 +26,7 @@ class PlaceSettings(Settings):
     options: dict[str, object] = Field({}, description="options of the method there")
 
 
-class MergeSettings(Written):
+class MergeSettings(ReadsRows, Written):
     """Merge adapters; no base model is loaded, but by methods that learn their weights."""
 
     panel = Panel.MERGE
@@ -155,7 +155,7 @@ _SEARCHED = ("groups", "curve", "vary")
 """Options that need a sampler."""
 
 
-class SearchSettings(GenerationSettings, Scored, Written):
+class SearchSettings(ReadsRows, GenerationSettings, Scored, Written):
     """Find merge weights, and options of the merge method, on dev data or on pairs without labels."""
 
     panel = Panel.SEARCH

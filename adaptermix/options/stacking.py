@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from .base import TASK, refuse
+from .base import TASK, ReadsRows, refuse
 from .fields import Positive, Rows
 from .roles import ADAPTER, DEV, MODEL, TRAINING, Flag, Panel, Reads, Role
 from .training import TrainingSettings
@@ -15,7 +15,7 @@ _OF_STATES = ("pooling", "attention", "span")
 _OF_TEXTS = (*_OF_STATES, "projection_init", "projection_rate")
 
 
-class StackSettings(TrainingSettings):
+class StackSettings(ReadsRows, TrainingSettings):
     """Put a multilingual encoder under a language model or an encoder, or teach such a stack a task.
 
     With `encoder` and `texts` the stack is made (stage 1). With `teacher`, `task` and `train` the base is a stack, and

@@ -7,12 +7,12 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from ..errors import InvalidValueError
-from .base import ALLOW_TESTED, BASE, Placed, Written
+from .base import ALLOW_TESTED, BASE, Placed, ReadsRows, Written
 from .fields import Files, Positive, Rows
 from .roles import ADAPTER, CALIBRATION, MODEL, Argument, Flag, Panel, Reads, Role, Writes
 
 
-class StatisticsSettings(Placed, Written):
+class StatisticsSettings(ReadsRows, Placed, Written):
     """Measure on data the statistics of an adapter that fisher or regmean need, for `merge --statistics`."""
 
     panel = Panel.MODEL

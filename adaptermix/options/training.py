@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from ..errors import InvalidValueError
-from .base import ALLOW_TESTED, BASE, TASK, Placed, Settings, Written, refuse
+from .base import ALLOW_TESTED, BASE, TASK, Placed, ReadsRows, Written, refuse
 from .fields import Aggregate, Blocks, Files, Gate, HeadLayers, HeadNorm, HeadPooling, Positive, Rows, block_range
 from .registries import HEADS, one_of
 from .roles import ADAPTER, DEV, MODEL, TRAINING, Flag, Panel, Reads, Role
@@ -223,7 +223,7 @@ class TrainingSettings(Placed, Written):
         return next((name for name, is_set in clashes.items() if is_set), None)
 
 
-class TaskOptions(Settings):
+class TaskOptions(ReadsRows):
     """The task objective."""
 
     panel = Panel.DATA

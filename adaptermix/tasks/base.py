@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, runtime_checkable
+from typing import Any, Generic, Protocol, cast, runtime_checkable
 
 from typing_extensions import TypeVar
 
@@ -15,7 +16,8 @@ from ..io.json_types import JsonValue
 from ..io.registry import Registry
 from ..options import registries
 from ..options.existing import require_task
-from .data.files import DataFile, find_files
+from .data.columns import find_rows
+from .data.files import DataFile
 from .data.tables import Recognisable, Row, pick_rows
 from .metrics import Metric
 from .prompts import Template
@@ -97,12 +99,14 @@ class BaseTask(ABC, Generic[B]):
     no_answer: str | None = None
     text_field: str | None = None
     """JSONL field of a row's only text; None if a row has several texts."""
+    named_columns: Mapping[str, str] = {}
+    """The column of each field whose name differs in the data; see `get_task`."""
     blank: Mapping[str, JsonValue] | None = None
     """Fields of JSONL that stand for the answer in a row without an answer; None if rows need one."""
 
     def files(self, arguments: Sequence[str]) -> list[DataFile]:
         """Return the files of `FILE` arguments."""
-        return find_files(arguments, self.name)
+        return find_rows(arguments, self.name, self.named_columns)
 
     @abstractmethod
     def rows_of(self, file: DataFile) -> Iterable[B | None]:
@@ -274,14 +278,25 @@ def task(cls: type[T]) -> type[T]:
     return cls
 
 
-def get_task(name: str) -> Task:
+def get_task(name: str, columns: Mapping[str, str] | None = None) -> Task:
     """Return a task by name.
 
+    Args:
+        name: The name.
+        columns: For a task of data whose columns have other names: the column of each field, such as {"text": "utt"}.
+
     Raises:
-        UsageError: no task has this name, or the package that offers it cannot be imported.
+        UsageError: no task has this name, the package that offers it cannot be imported, or the task, of another
+            package, reads its files itself and does not know such columns.
     """
     require_task(name)
-    return TASKS[name]
+    if not columns:
+        return TASKS[name]
+    if not hasattr(TASKS[name], "named_columns"):
+        raise UsageError(f"task '{name}' does not take --columns: rename the columns in the data.", code="task.columns")
+    named: Any = copy(TASKS[name])
+    named.named_columns = columns
+    return cast("Task", named)
 
 
 def clusters_of(task: Task[R], rows: Sequence[R]) -> list[str] | None:

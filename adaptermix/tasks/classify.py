@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from .base import task
-from .data.files import DataFile, find_files
+from .data.files import DataFile
 from .labels import FreelyLabelledTask, LabelledRow
 from .metrics import Metric
 from .prompts import Template, table
@@ -75,7 +75,7 @@ class Classify(FreelyLabelledTask[ClassifyRow]):
     )
 
     def files(self, arguments: Sequence[str]) -> list[DataFile]:
-        return [_with_folder(file) for file in find_files(arguments, self.name)]
+        return [_with_folder(file) for file in super().files(arguments)]
 
     def unlabelled(self, text: str, language: str) -> ClassifyRow:
         return ClassifyRow(text=text, label="", language=language)

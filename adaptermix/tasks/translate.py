@@ -13,7 +13,8 @@ from ..errors import DataError
 from ..models.languages import canonical_language
 from ..provenance.row_hashes import RowTexts
 from .base import task
-from .data.files import DataFile, find_files, parse_rows
+from .data.columns import find_rows
+from .data.files import DataFile, parse_rows
 from .data.language_names import english_name
 from .data.pairs import pairs_of_file
 from .data.parallel import is_lines
@@ -206,6 +207,7 @@ class Translate:
 
     name = "translate"
     text_field = "source"
+    named_columns: Mapping[str, str] = {}
     blank = {"target": "-"}
     one_line = True
     is_open = False
@@ -218,7 +220,7 @@ class Translate:
     )
 
     def read(self, arguments: Sequence[str], *, rows: str | None = None) -> tuple[list[TranslateRow], list[DataFile]]:
-        files = find_files(arguments, self.name)
+        files = find_rows(arguments, self.name, self.named_columns)
         named = {file.path: _WMT.fullmatch(file.path.name) for file in files}
         texts = [file for file in files if not named[file.path] and is_lines(file)]
         left_out: Counter[Path] = Counter()

@@ -96,7 +96,7 @@ class StackTaskObjective(Objective[StackSettings]):
                 code="stack.no-stack",
             )
         self.form = StackForm.read(folder)
-        self.task = get_task(str(settings.task))
+        self.task = get_task(str(settings.task), settings.columns)
         self.teacher = self._taught_by = open_adapter(Path(str(settings.teacher)))
         self.train, files = self.task.read(settings.train, rows=settings.rows)
         self.dev_rows, dev_files = self.task.read(settings.dev, rows=None) if settings.dev else ([], [])

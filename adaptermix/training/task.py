@@ -235,7 +235,7 @@ class TaskData:
         Raises:
             AdapterMixError: an unknown task or template, or a data file that is invalid or is test data.
         """
-        task = get_task(str(settings.task))
+        task = get_task(str(settings.task), settings.columns)
         known = start.meta.manifest.get("task") if start else None
         same = [start] if start and isinstance(known, Mapping) and known.get("name") == task.name else []
         template = get_template(task, template_of(task, same, settings.template))

@@ -85,7 +85,7 @@ class _Data:
             raise UsageError(
                 f"method '{settings.method}' looks at inputs only: drop --{option}.", code="measured.inputs-only"
             )
-        task = get_task(settings.task) if settings.task else None
+        task = get_task(settings.task, settings.columns) if settings.task else None
         rows, texts, files = [], [], []
         for name in arguments:
             if task:

@@ -207,7 +207,7 @@ class _Prepared:
                     f"gates are learned of plain LoRAs on linear layers, and '{source.name}' has {', '.join(kinds)}.",
                     code="gates.not-lora",
                 )
-        task = get_task(str(settings.task))
+        task = get_task(str(settings.task), settings.columns)
         data, dev = read_data(settings, task)
         uses = {TRAINING: data.files, DEV: dev.files if dev else []}
         return cls(

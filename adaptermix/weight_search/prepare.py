@@ -105,7 +105,7 @@ def prepare(settings: SearchSettings, *, writes: bool = True, watch: Watcher = S
         tried = combinations(ends(searched.options))
     for options in tried:
         template = _with_method(template, settings, options)
-    task = get_task(settings.task)
+    task = get_task(settings.task, settings.columns)
     prompt = template_of(task, template.sources, settings.template)
     pairs, rows, files = _read(task, settings)
     # The leader has checked the record of test data; its workers must not refuse a search that is running.
