@@ -85,18 +85,27 @@ class EvaluateSettings(ReadsRows, GenerationSettings, Scored):
 class PredictSettings(GenerationSettings):
     """Show the answers of adapters to texts of your own, side by side."""
 
+    panel = Panel.SCORES
+    is_long: ClassVar[bool] = True
+
     inputs: Annotated[list[str], Argument("TEXT...")] = Field(
         [],
         description="texts; for tasks with several fields a JSON object each, such as {"
         '"premise": ..., "hypothesis": ...}',
     )
-    base: Annotated[str, Reads(MODEL)] = Field(description=BASE)
-    adapter: Annotated[list[str], Reads(ADAPTER)] = Field(
+    base: Annotated[str, Reads(MODEL), Panel.MODEL] = Field(description=BASE)
+    adapter: Annotated[list[str], Reads(ADAPTER), Role.COMMON, Panel.MODEL] = Field(
         [], description="adapter folders, and 'base' for the base model alone; default the base model"
     )
-    task: str | None = Field(None, description=f"{TASK}; default: the one that the first adapter was trained for")
-    language: str = Field("en", description="language of the texts, for translate a pair such as de-en")
-    file: Annotated[str | None, Reads(OTHER)] = Field(None, description="file with a text in each line")
+    task: Annotated[str | None, Role.COMMON, Panel.DATA] = Field(
+        None, description=f"{TASK}; default: the one that the first adapter was trained for"
+    )
+    language: Annotated[str, Role.COMMON, Panel.DATA] = Field(
+        "en", description="language of the texts, for translate a pair such as de-en"
+    )
+    file: Annotated[str | None, Reads(OTHER), Role.COMMON, Panel.DATA] = Field(
+        None, description="file with a text in each line"
+    )
 
     @model_validator(mode="after")
     def _check_texts(self) -> PredictSettings:
