@@ -290,3 +290,27 @@ def test_no_password_reaches_the_manifest(settings: SearchSettings, tmp_path: Pa
     few = settings.model_copy(update={"grid": [0.4], "storage": f"sqlite:///{tmp_path / 'secret.db'}"})
     search(few)
     assert "secret" not in (tmp_path / "out" / "adaptermix.json").read_text()
+
+
+def test_four_processes_of_the_command_line_share_one_journal(settings: SearchSettings, tmp_path: Path) -> None:
+    """One command in four processes, each with an output of its own, as a job array runs it (docs/server.md)."""
+    asked = 8
+    command = [
+        *(sys.executable, "-m", "adaptermix", "search", *settings.adapters),
+        *("--base", settings.base, "--task", settings.task, "--dev", *settings.dev),
+        *("--max-new-tokens", "12", "--dtype", "float32", "--device", "cpu"),
+        *("--trials", str(asked), "--sampler", "random", "--control", "0", "--json"),
+        *("--storage", str(tmp_path / "shared.log"), "--study", "best"),
+    ]
+    outs = [tmp_path / f"best-{number}" for number in range(4)]
+    processes = [
+        subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE) for out in outs
+    ]
+    ended = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0, 0], ended
+    documents = [json.loads(stdout) for stdout, _ in ended]
+    tables = [sorted((trial["weights"], trial["value"]) for trial in document["trials"]) for document in documents]
+    assert tables == [tables[0]] * 4
+    assert len({tuple(weights) for weights, _ in tables[0]}) == len(tables[0]) == asked
+    assert [document["best"] for document in documents] == [documents[0]["best"]] * 4
+    assert len({(out / "adapter_model.safetensors").read_bytes() for out in outs}) == 1
