@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 import re
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
+from click.shell_completion import CompletionItem
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
@@ -18,7 +19,7 @@ from ..errors import AdapterMixError, as_line
 from ..options import Settings
 from ..options.existing import require_inputs
 from ..options.registries import OneOf
-from ..options.roles import ADAPTER, Argument, Flag, Panel, Reads, Role
+from ..options.roles import ADAPTER, Argument, Flag, Panel, Reads, Role, Writes
 from .console import Console
 from .help_text import OPTIONS, HelpfulCommand, SettingsOption, help_all_option
 
@@ -33,6 +34,10 @@ _ARGUMENTS = "adaptermix.arguments"
 
 class VariadicCommand(HelpfulCommand):
     """Lets `--pairs a.tsv b.tsv` stand for `--pairs a.tsv --pairs b.tsv`; values end at the next option."""
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete options, and paths for further values of an option such as --pairs."""
+        return super().shell_complete(ctx, incomplete) or [CompletionItem(incomplete, type="file")]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeat the flag before each further value."""
@@ -164,8 +169,23 @@ def _option(name: str, field: FieldInfo, panel: str, *, is_common: bool) -> clic
     flags = [flag, *([mark.alias] if mark.alias else []), name]
     required = field.is_required()
     return SettingsOption(
-        flags, required=required, default=None, help=help_text, panel=panel, is_common=is_common or required, **kind
+        flags,
+        required=required,
+        default=None,
+        help=help_text,
+        panel=panel,
+        is_common=is_common or required,
+        shell_complete=_completion(field),
+        **kind,
     )
+
+
+def _completion(field: FieldInfo) -> Callable[..., list[CompletionItem]] | None:
+    """Return the completion of an option's values in a shell: paths, or names; None leaves it to the type."""
+    if choices := _mark(field, OneOf):
+        return lambda _ctx, _option, start: [CompletionItem(name) for name in choices.choices if name.startswith(start)]
+    is_path = _mark(field, Reads) or _mark(field, Writes)
+    return (lambda _ctx, _option, start: [CompletionItem(start, type="file")]) if is_path else None
 
 
 def _parameters(settings: type[Settings], hidden: Sequence[str]) -> list[click.Parameter]:
@@ -176,7 +196,13 @@ def _parameters(settings: type[Settings], hidden: Sequence[str]) -> list[click.P
         if argument := _mark(field, Argument):
             many = -1 if get_origin(_core(field.annotation)) in (list, dict) else 1
             parameters.append(
-                click.Argument([name], nargs=many, required=field.is_required(), metavar=argument.metavar)
+                click.Argument(
+                    [name],
+                    nargs=many,
+                    required=field.is_required(),
+                    metavar=argument.metavar,
+                    shell_complete=_completion(field),
+                )
             )
         else:
             panel = _panel_of(settings, name) if settings.is_long else OPTIONS
