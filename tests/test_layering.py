@@ -20,6 +20,7 @@ ROOMS = [
     "adapters",
     "provenance",
     "models",
+    "pictures",
     "tasks",
     "testing",
     "publish",
