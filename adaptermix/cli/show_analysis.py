@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _MOST_PAIRS = 3
 
 
-def show_report(result: PageReport, settings: ReportSettings, console: Console) -> None:
+def show_report(result: PageReport, _: ReportSettings, console: Console) -> None:
     """Show the file of the page, with the number of outputs on it."""
     console.say(f"wrote {result.out}: {len(result.entries)} outputs, {len(result.scores)} tables of scores")
 

@@ -141,5 +141,5 @@ def _entry(entry: Entry) -> list[str]:
         if rows
     ]
     blocks = [f"<div><h3>{title}</h3>{table(titles, rows)}</div>" for title, titles, rows in tables]
-    blocks += [f"<div>{picture.svg}</div>" for picture in entry.pictures]
+    blocks += [f"<div>{picture.svg}</div>" for each in entry.pictures for picture in each.split()]
     return [*parts, f'<div class="row">{"".join(blocks)}</div>'] if blocks else parts

@@ -93,6 +93,10 @@ def read_entries(paths: Sequence[Path]) -> list[Entry]:
                 f"a folder of the report must exist, and {path} does not. Check the path.", code="report.no-folder"
             )
         more = list(_entries(path, _name_of(path), _DEPTH))
+        if len(paths) == 1:
+            prefix = f"{_name_of(path)}/"
+            for entry in more:
+                _rename(entry, entry.name.removeprefix(prefix))
         if not more:
             raise ConfigError(
                 f"{path} must be an output of adaptermix, a folder of outputs, or a file with a document of --json, "
@@ -141,6 +145,9 @@ def _entries(path: Path, name: str, depth: int) -> Iterator[Entry]:
 
 def _of_file(path: Path, name: str) -> Iterator[Entry]:
     for title, document, settings in _documents(_read(path), name, _DEPTH):
+        out = document.get("out")
+        if isinstance(out, str) and (path.parent / Path(out).name / MANIFEST).is_file():
+            continue  # The manifest of that output is read.
         entry = Entry(name=title)
         entry.facts += [
             ("command", f"adaptermix {kind_of(document)}"),
@@ -185,7 +192,8 @@ def _time_of(path: Path) -> str:
 
 
 def _add_document(entry: Entry, document: Document) -> None:
-    entry.pictures += pictures_of(document)
+    if kind_of(document) != "evaluate":  # The bars next to the table of scores show it.
+        entry.pictures += pictures_of(document)
     entry.scores += list(_scores(document, entry.name))
     best, verdict = mapping_of(document.get("best")), mapping_of(document.get("verdict"))
     if weights := vector_of(best.get("weights")):

@@ -61,19 +61,19 @@ def bars(title: str, series: Mapping[str, Mapping[str, Point]]) -> Chart:
     ends = [end for points in series.values() for row in rows if row in points for end in points[row].ends]
     low, high = min([0.0, *ends]), _ceiling(max([0.0, *ends]))
     scale = (WIDTH - left - 52) / (high - low)
-    y = _TOP + 16 * len(series)
+    y = top = _TOP + 16 * len(series) + 4
     parts = [_title(title), *_legend(list(series))]
-    step = 12 if len(series) > 1 else 15
+    step = 12 if len(series) > 1 else 14
     for row in rows:
-        parts.append(text(left - 6, y + step * len(series) / 2 + 4, row, anchor="end", most=14))
+        parts.append(text(left - 6, y + (step * (len(series) - 1) + 10) / 2 + 4, row, anchor="end", most=14))
         for index, (name, points) in enumerate(series.items()):
             if point := points.get(row):
                 parts.append(_bar(point, f"{name}, {row}", left=left - low * scale, y=y, scale=scale, colour=index))
                 x = left + (point.ends[1] - low) * scale + 4
-                parts.append(text(x, y + step - 3.5, number(point.value), style="am-small am-soft"))
+                parts.append(text(x, y + 8.5, number(point.value), style="am-small am-soft"))
             y += step
         y += 7
-    parts.append(line(left - low * scale, _TOP + 16 * len(series) - 2, left - low * scale, y, style="am-grid"))
+    parts.append(line(left - low * scale, top - 2, left - low * scale, y, style="am-grid"))
     if hidden > 0:
         parts.append(text(left, y + 10, f"and {hidden} more rows", style="am-soft"))
     return Chart(content="".join(parts), width=WIDTH, height=math.ceil(y) + (20 if hidden > 0 else 8))
@@ -199,8 +199,9 @@ def _wide(low: float, high: float, margin: float) -> tuple[float, float]:
 def _scales(axes: _Axes, xs: Sequence[float], across: str) -> list[str]:
     """Return the grid with its numbers."""
     parts = []
-    for index in range(5):
-        value = axes.y[0] + (axes.y[1] - axes.y[0]) * index / 4
+    step = _ceiling((axes.y[1] - axes.y[0]) / 5)
+    for index in range(math.ceil(axes.y[0] / step), math.floor(axes.y[1] / step) + 1):
+        value = index * step
         (left, y), (right, _) = axes.at(axes.x[0], value), axes.at(axes.x[1], value)
         parts += [
             line(left, y, right, y, style="am-grid"),

@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from ..models.location import kinds_of, layers_of, locations, mean
+from ..tasks.data.languages import split_pair
 from .charts import Point, bars, curve, heatmap
 from .svg import Chart, Picture
 
@@ -71,8 +72,8 @@ def pictures_of(document: Document) -> list[Picture]:
     return [Picture(title=title, charts=charts) for title, charts in (maker(document) if maker else []) if charts]
 
 
-def combined(document: Document) -> Picture:
-    """Return all pictures of a document as one."""
+def picture_of(document: Document) -> Picture:
+    """Return all pictures of a document as one; see `pictures_of`."""
     pictures = pictures_of(document)
     title = ", ".join(picture.title for picture in pictures)
     return Picture(title=title, charts=[chart for picture in pictures for chart in picture.charts])
@@ -144,7 +145,7 @@ def _languages(title: str, layers: Document) -> Chart | None:
     for layer, entry in layers.items():
         for direction, value in mapping_of(mapping_of(entry).get("directions")).items():
             accuracy = number_of(value)
-            for language in str(direction).split("-", 1) if accuracy is not None else ():
+            for language in split_pair(str(direction)) if accuracy is not None else ():
                 cells.setdefault(language, {}).setdefault(str(layer), []).append(accuracy)  # type: ignore[arg-type]
     rows = {language: {layer: mean(values) for layer, values in row.items()} for language, row in cells.items()}
     return heatmap(title, rows, across="languages by layers, 0 is the embeddings") if rows else None

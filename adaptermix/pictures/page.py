@@ -24,8 +24,8 @@ p { max-width: 48rem; } .soft { color: var(--soft); }
 .row { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
 .row > div { overflow-x: auto; max-width: 100%; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .7rem; text-align: right; vertical-align: top; overflow-wrap: normal; }
-td { white-space: nowrap; } th { min-width: 4rem; max-width: 16rem; overflow-wrap: anywhere; }
+th, td { padding: .2rem .7rem; text-align: right; vertical-align: top; overflow-wrap: break-word; }
+td { white-space: nowrap; } th { max-width: 16rem; }
 thead th { vertical-align: bottom; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; } tbody th { font-weight: 400; }
 tbody tr:nth-child(even) { background: var(--row); } .chosen { font-weight: 600; }

@@ -50,6 +50,10 @@ class Picture:
             f'<style>{_STYLE}</style><rect class="am-back" width="{width}" height="{height}"/>{"".join(parts)}</svg>'
         )
 
+    def split(self) -> list[Picture]:
+        """Return a picture for each chart."""
+        return [Picture(title=self.title, charts=[chart]) for chart in self.charts]
+
     def save(self, path: str | Path) -> None:
         """Write the picture as an SVG file, atomically.
 
