@@ -9,7 +9,7 @@ from .console import Console
 if TYPE_CHECKING:
     from ..analysis import Inspection, SpectrumReport
     from ..analysis.inspect_stack import StackInspection
-    from ..commands.report import PageReport
+    from ..commands.page_report import PageReport
     from ..options import InspectSettings, ReportSettings, SpectrumSettings
 
 _MOST_PAIRS = 3

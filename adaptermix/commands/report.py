@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import OutputError
 from ..io.files import write_whole
-from ..io.json_types import JsonObject
 from ..io.markup import as_html
-from ..io.report_view import ResultView
 from ..options import ReportSettings
 from ..options.paths import holds_output
 from ..pictures import Picture
@@ -18,36 +15,11 @@ from ..pictures.charts import bars
 from ..pictures.page import facts, page, table
 from ..pictures.svg import SERIES
 from ..progress import SILENT, Watcher
+from .page_report import PageReport
 from .report_entries import Entry, Scores, read_entries
 
 _MOST = 100
 """Most entries on a page."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class PageReport(ResultView):
-    """A page that was written.
-
-    Args:
-        out: The file.
-        entries: The names of the outputs and documents on it.
-        scores: The score of each system per language, by measure.
-        left_out: Number of entries beyond the most that a page shows.
-    """
-
-    out: Path
-    entries: Sequence[str]
-    scores: dict[str, dict[str, dict[str, float]]]
-    left_out: int = 0
-
-    def document(self) -> JsonObject:
-        """Return the JSON document of `adaptermix report`."""
-        return {
-            "out": str(self.out),
-            "entries": list(self.entries),
-            "scores": self.scores,
-            "left_out": self.left_out,
-        }
 
 
 @holds_output

@@ -100,7 +100,7 @@ def read_entries(paths: Sequence[Path]) -> list[Entry]:
         if not more:
             raise ConfigError(
                 f"{path} must be an output of adaptermix, a folder of outputs, or a file with a document of --json, "
-                "and it is none of these. Name another folder.",
+                "and has no such content. Name another folder.",
                 code="report.no-output",
             )
         entries += more
@@ -174,17 +174,17 @@ def _documents(value: object, name: str, depth: int) -> Iterator[tuple[str, Docu
     content = mapping_of(value)
     if kind_of(value):
         yield name, content, {}
-    elif "document" in content and "settings" in content:  # a step of `run.json`
-        yield (
-            f"{name.rpartition('/')[0]}/{content.get('step')}",
-            mapping_of(content["document"]),
-            mapping_of(content["settings"]),
-        )
+    elif "run" in content and "steps" in content:  # `run.json` in the folder of a recipe's run
+        folder = name.rpartition("/")[0]
+        for step in map(mapping_of, list_of(content["steps"])):
+            if kind_of(step.get("document")):
+                title = f"{folder}/{step.get('step')}" if folder else str(step.get("step"))
+                yield title, mapping_of(step["document"]), mapping_of(step.get("settings"))
     elif depth > 0:
         items = ((str(n), item) for n, item in enumerate(list_of(value), start=1))
         for key, item in chain(((str(k), v) for k, v in content.items()), items):
             if isinstance(item, Mapping | list):
-                yield from (each for each in _documents(item, f"{name}/{key}", depth - 1) if kind_of(each[1]))
+                yield from _documents(item, f"{name}/{key}", depth - 1)
 
 
 def _time_of(path: Path) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..publish.export_report import ExportReport
     from ..publish.hub import PushReport
     from ..training.report import TrainReport
-    from .report import PageReport
+    from .page_report import PageReport
     from .signature import typed
     from .verification import Verification
 
