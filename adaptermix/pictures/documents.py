@@ -1,6 +1,6 @@
 """The pictures of a JSON document: scores per language, the weights of a search, interference, alignment per layer.
 
-Documents may be read from files, so every value is checked, and a document without the keys of a picture has none.
+Documents may be read from files, so every value is checked. A document without the keys of a picture gives an empty list.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ def _evaluation(document: Document) -> list[tuple[str, list[Chart]]]:
 
 def bars_of(title: str, series: Mapping[str, Mapping[str, Point]]) -> tuple[str, list[Chart]]:
     """Return a title, and bars per language with 95 % intervals, without the series that have no points."""
-    shown = {name: points for name, points in series.items() if points}
-    return title, [bars(title, shown)] if shown else []
+    drawn = {name: points for name, points in series.items() if points}
+    return title, [bars(title, drawn)] if drawn else []
 
 
 def _search(document: Document) -> list[tuple[str, list[Chart]]]:
@@ -177,7 +177,7 @@ def modules_heatmap(title: str, modules: Document, key: str, *, low: float = 0.0
     Args:
         title: The title.
         modules: Entries by path of the module.
-        key: The key of the number in each entry; the mean is shown for several modules of a kind.
+        key: The key of the number in each entry; cells are means over the modules of one kind.
         low: The lower end of the colours.
     """
     values = {str(path): number_of(mapping_of(entry).get(key)) for path, entry in modules.items()}
