@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain
@@ -136,7 +137,8 @@ def _entries(path: Path, name: str, depth: int) -> Iterator[Entry]:
     elif (path / MANIFEST).is_file():
         yield _of_output(path, name)
     elif path.is_dir() and depth > 0:
-        with os.scandir(path) as listed:
+        names: list[str] = []
+        with suppress(OSError), os.scandir(path) as listed:
             names = sorted(item.name for item in listed if not item.name.startswith(".") and not item.is_symlink())
         for child in (path / part for part in names):
             if child.suffix == ".json" or child.is_dir():

@@ -16,14 +16,16 @@ from .charts import Point, bars, curve, heatmap
 from .svg import Chart, Picture
 
 Document = Mapping[str, Any]
+_LARGEST = 1e15
 _MOST_PAIRS = 3
 """With more pairs of adapters, the picture of an inspection compares adapters and not their layers."""
 
 
 def number_of(value: object) -> float | None:
-    """Return a finite number of a JSON document; None for another value."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else None  # type: ignore[arg-type]
+    """Return a number of a JSON document; None for another value, and for one beyond all scores and norms."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return float(value) if -_LARGEST <= value <= _LARGEST else None  # False for NaN
 
 
 def point_of(document: object) -> Point | None:

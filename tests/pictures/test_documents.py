@@ -148,6 +148,7 @@ def test_the_loss_of_many_steps_is_averaged() -> None:
 DAMAGED = [
     {},
     {"task": EVIL, "metric": EVIL, "scores": {EVIL: score(0.5), "de": None, "x": {"value": "high"}}},
+    {"task": "t", "metric": "m", "scores": {"de": {"value": 10**400}, "tr": {"value": 0.5, "low": float("-inf")}}},
     {"task": 1, "metric": [], "scores": [1, 2]},
     {"task": "t", "metric": "m", "scores": {"de": {"value": float("nan"), "low": 0, "high": 1}}},
     {"best": 0, "trials": [{"weights": ["a"]}, 3, {"weights": [1], "value": True}], "task_alone": None},
