@@ -10,8 +10,9 @@ from pathlib import Path
 from ..errors import ConfigError, OutputError
 from ..io.files import write_whole
 from ..io.json_types import JsonObject
+from ..options.roles import values_of
 from ..pictures.page import GENERATOR
-from .recipe_file import Recipe
+from .recipe_file import Recipe, Step
 from .report import write_page
 
 FILES = {"run.json": b'{\n "run": ', "run.html": f'content="{GENERATOR}"'.encode()}
@@ -28,7 +29,7 @@ def write_run(recipe: Recipe, documents: Sequence[JsonObject | None], folder: Pa
     """
     steps = [
         {
-            "step": step.name or step.title,
+            "step": step.name or _title(step),
             "settings": step.settings.model_dump(mode="json", exclude_defaults=True),
             "document": document,
         }
@@ -38,6 +39,12 @@ def write_run(recipe: Recipe, documents: Sequence[JsonObject | None], folder: Pa
     write_whole(folder / "run.json", content.encode())
     with suppress(ConfigError):  # Steps such as `spectrum` leave no output for a page.
         write_page([folder], folder / "run.html")
+
+
+def _title(step: Step) -> str:
+    """Return a name of a step, such as `evaluate, merged`: its command with its loops, and the adapters it scores."""
+    names = values_of(step.settings, ["adapter"]) if "adapter" in type(step.settings).model_fields else []
+    return ", ".join([step.title, *(Path(name).name for name in names)])
 
 
 def check_run_files(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The pictures of a JSON document: scores per language, the weights of a search, interference, alignment per layer.
 
-Documents may be read from files, so every value is checked. A document without the keys of a picture gives an empty list.
+Documents may be read from files, so every value is checked. A document without the keys of a picture gives an empty
+list.
 """
 
 from __future__ import annotations

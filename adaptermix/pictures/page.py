@@ -28,9 +28,10 @@ th, td { padding: .2rem .7rem; text-align: right; vertical-align: top; overflow-
 td { white-space: nowrap; } th { max-width: 16rem; }
 thead th { vertical-align: bottom; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; } tbody th { font-weight: 400; }
-tbody tr:nth-child(even) { background: var(--row); } .chosen { font-weight: 600; }
+tbody tr { background: var(--back); } tbody tr:nth-child(even) { background: var(--row); }
+tbody th { position: sticky; left: 0; background: inherit; } .chosen { font-weight: 600; }
 dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: .15rem 1rem; margin: .6rem 0; }
-dt { color: var(--soft); } dd { margin: 0; } code { font-size: .85rem; }
+dt { color: var(--soft); } dd { margin: 0; } dd span { display: inline-block; max-width: 100%; }
 svg { display: block; } img { max-width: 100%; background: #fff; } .verdict { font-size: 1.1rem; }
 """
 
@@ -63,10 +64,17 @@ def table(titles: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
 
 
 def facts(entries: Sequence[tuple[str, object]]) -> str:
-    """Return a list of names and values, without those whose value is empty; all are escaped."""
-    lines = [f"<dt>{_cell(name)}</dt><dd>{as_html(as_line(value, 1500))}</dd>" for name, value in entries if value]
+    """Return a list of names and values, without those whose value is empty; all are escaped.
+
+    Lines are broken at blanks, so that options such as `--base` stay whole.
+    """
+    lines = [f"<dt>{_cell(name)}</dt><dd>{_words(value)}</dd>" for name, value in entries if value]
     return f"<dl>{''.join(lines)}</dl>" if lines else ""
 
 
 def _cell(value: object) -> str:
     return as_html(as_line(value))
+
+
+def _words(value: object) -> str:
+    return " ".join(f"<span>{as_html(word)}</span>" for word in as_line(value, 1500).split(" "))

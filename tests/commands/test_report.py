@@ -13,8 +13,11 @@ import pytest
 
 import adaptermix
 from adaptermix.cli import main
+from adaptermix.commands.recipe_file import Recipe, Step
 from adaptermix.commands.recipes import run_recipe
+from adaptermix.commands.run_files import write_run
 from adaptermix.errors import ConfigError, OutputError
+from adaptermix.options import EvaluateSettings
 from tests.factories import write_lora
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -220,6 +223,17 @@ def test_a_recipe_ends_with_a_page_on_all_steps(tmp_path: Path) -> None:
     with pytest.raises(OutputError) as caught:
         run_recipe(recipe, resume=True)
     assert caught.value.code == "recipe.run-file"
+
+
+def test_a_step_without_a_name_is_named_after_its_adapters(tmp_path: Path) -> None:
+    settings = EvaluateSettings(base="b", task="nli", data=["de.tsv"], adapter=["runs/merged", "runs/other"])
+    steps = [Step(command="evaluate", settings=settings, loop={"layer": 8})]
+    document = {"task": "nli", "metric": "accuracy", "scores": {"de": score(0.5)}}
+    write_run(Recipe(path=Path("r.yaml"), steps=steps), [document], tmp_path)
+    assert json.loads((tmp_path / "run.json").read_text())["steps"][0]["step"] == "evaluate, layer 8, merged, other"
+    text = Page((tmp_path / "run.html").read_text()).text
+    for expected in ("evaluate, layer 8, merged, other", "runs/merged, runs/other", "0.500 (0.450 to 0.550)"):
+        assert expected in text
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
