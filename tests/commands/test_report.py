@@ -226,13 +226,13 @@ def test_a_recipe_ends_with_a_page_on_all_steps(tmp_path: Path) -> None:
 
 
 def test_a_step_without_a_name_is_named_after_its_adapters(tmp_path: Path) -> None:
-    settings = EvaluateSettings(base="b", task="nli", data=["de.tsv"], adapter=["runs/merged", "runs/other"])
+    settings = EvaluateSettings(base="b", task="nli", data=["de.tsv"], adapter="runs/merged")
     steps = [Step(command="evaluate", settings=settings, loop={"layer": 8})]
     document = {"task": "nli", "metric": "accuracy", "scores": {"de": score(0.5)}}
     write_run(Recipe(path=Path("r.yaml"), steps=steps), [document], tmp_path)
-    assert json.loads((tmp_path / "run.json").read_text())["steps"][0]["step"] == "evaluate, layer 8, merged, other"
+    assert json.loads((tmp_path / "run.json").read_text())["steps"][0]["step"] == "evaluate, layer 8, merged"
     text = Page((tmp_path / "run.html").read_text()).text
-    for expected in ("evaluate, layer 8, merged, other", "runs/merged, runs/other", "0.500 (0.450 to 0.550)"):
+    for expected in ("evaluate, layer 8, merged", "runs/merged", "0.500 (0.450 to 0.550)"):
         assert expected in text
 
 
