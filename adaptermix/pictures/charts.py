@@ -200,12 +200,13 @@ def _scales(axes: _Axes, xs: Sequence[float], across: str) -> list[str]:
     """Return the grid with its numbers."""
     parts = []
     step = _ceiling((axes.y[1] - axes.y[0]) / 5)
+    digits = max(0, -math.floor(math.log10(step)))
     for index in range(math.ceil(axes.y[0] / step), math.floor(axes.y[1] / step) + 1):
         value = index * step
         (left, y), (right, _) = axes.at(axes.x[0], value), axes.at(axes.x[1], value)
         parts += [
             line(left, y, right, y, style="am-grid"),
-            text(left - 6, y + 4, number(value), style="am-soft", anchor="end"),
+            text(left - 6, y + 4, f"{value:.{digits}f}", style="am-soft", anchor="end"),
         ]
     bottom, last = axes.top + axes.height, -math.inf
     for x in sorted(set(xs)):
