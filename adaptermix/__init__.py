@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from .options import MergeSettings as MergeSettings
     from .options import PredictSettings as PredictSettings
     from .options import PushSettings as PushSettings
+    from .options import ReportSettings as ReportSettings
     from .options import RetrieveSettings as RetrieveSettings
     from .options import SearchSettings as SearchSettings
     from .options import SpectrumSettings as SpectrumSettings

@@ -22,6 +22,7 @@ ROOMS = [
     "models",
     "tasks",
     "testing",
+    "pictures",
     "publish",
     "fusion",
     "checkpoints",

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from ..io.json_types import JsonObject
 from ..io.report_view import ResultView
 from ..models.location import ModuleLocation, kinds_of, layers_of, mean
+from ..pictures import Picture, picture_of
 from .inspect_stack import StackInspection
 
 Numbers = dict[str, float | None]
@@ -232,6 +233,10 @@ class Inspection(ResultView):
     def kinds(self) -> dict[str, tuple[str, ...]]:
         """Modules per kind."""
         return kinds_of(self.locations)
+
+    def plot(self) -> Picture:
+        """Return heatmaps of cosine, overlap and sign conflict as SVG, for notebooks and `save`."""
+        return picture_of(self.document())
 
     def document(self) -> JsonObject:
         """Return the JSON document of `adaptermix inspect`."""

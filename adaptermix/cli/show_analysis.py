@@ -9,9 +9,15 @@ from .console import Console
 if TYPE_CHECKING:
     from ..analysis import Inspection, SpectrumReport
     from ..analysis.inspect_stack import StackInspection
-    from ..options import InspectSettings, SpectrumSettings
+    from ..commands.page_report import PageReport
+    from ..options import InspectSettings, ReportSettings, SpectrumSettings
 
 _MOST_PAIRS = 3
+
+
+def show_report(result: PageReport, _: ReportSettings, console: Console) -> None:
+    """Show the file of the page, with the number of outputs on it."""
+    console.say(f"wrote {result.out}: {len(result.entries)} outputs, {len(result.scores)} tables of scores")
 
 
 def show_inspection(result: Inspection, settings: InspectSettings, console: Console) -> None:

@@ -17,6 +17,7 @@ from .expected import Expected, check_files, write_tables
 from .recipe_checks import check_places, check_splits, output_of
 from .recipe_file import Recipe, Step, read_recipe
 from .record import document_of
+from .run_files import check_run_files, write_run
 from .step_record import check_same, document_of_output, recorded
 from .table import COMMANDS
 
@@ -82,7 +83,8 @@ def run_recipe(
 def run_checked(recipe: Recipe, *, resume: bool = False, run: Runner | None = None, watch: Watcher = SILENT) -> Run:
     """Run a recipe that was read, and compare its expected figures with those of the run; see `run_recipe`.
 
-    The tables of expected figures are also written into the folder that the recipe's variable `out` names.
+    The tables of expected figures, the documents of the steps (`run.json`) and a page on the run (`run.html`) are also
+    written into the folder that the recipe's variable `out` names.
 
     Raises:
         ConfigError: the outputs of steps collide; no step was run.
@@ -107,9 +109,11 @@ def run_checked(recipe: Recipe, *, resume: bool = False, run: Runner | None = No
         documents.append(document)
         figures.append((step.name or step.command, full))
     expected = [table.compare(figures) for table in recipe.tables]
-    if expected and (folder := _folder_of_tables(recipe)) and is_main_process():
+    if (folder := _folder_of_run(recipe)) and is_main_process() and (expected or folder.is_dir()):
         folder.mkdir(parents=True, exist_ok=True)
-        write_tables(expected, folder)
+        if expected:
+            write_tables(expected, folder)
+        write_run(recipe, [document for _, document in figures], folder)
     return Run(documents=documents, expected=expected)
 
 
@@ -121,14 +125,16 @@ def check_outputs(recipe: Recipe, *, resume: bool = False) -> None:
         OutputError: an output exists.
     """
     check_places(recipe.path, recipe.steps, resume=resume)
-    if folder := _folder_of_tables(recipe):
-        check_files(folder)
+    if folder := _folder_of_run(recipe):
+        if recipe.tables:
+            check_files(folder)
+        check_run_files(folder)
 
 
-def _folder_of_tables(recipe: Recipe) -> Path | None:
-    """Return the folder for the tables of expected figures; the output of a step stays as the step wrote it."""
+def _folder_of_run(recipe: Recipe) -> Path | None:
+    """Return the folder of a run for files on all steps; the output of a step stays as the step wrote it."""
     written = {path for step in recipe.steps for path in written_paths(step.settings)}
-    return recipe.out if recipe.tables and recipe.out not in written else None
+    return recipe.out if recipe.out not in written else None
 
 
 def _run(step: Step, run: Runner, *, resume: bool, watch: Watcher) -> tuple[JsonObject, JsonObject | None]:

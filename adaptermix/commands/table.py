@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..publish.export_report import ExportReport
     from ..publish.hub import PushReport
     from ..training.report import TrainReport
+    from .page_report import PageReport
     from .signature import typed
     from .verification import Verification
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     inspect = typed(options.InspectSettings, analysis.Inspection)
     predict = typed(options.PredictSettings, evaluation.Prediction)
     push = typed(options.PushSettings, PushReport)
+    report = typed(options.ReportSettings, PageReport)
     retrieve = typed(options.RetrieveSettings, evaluation.Retrieval)
     search = typed(options.SearchSettings, weight_search.SearchResult)
     spectrum = typed(options.SpectrumSettings, analysis.SpectrumReport)
@@ -260,6 +262,18 @@ _ALL = (
         "Give the models before the options that take several values.\n\n"
         "Example: adaptermix spectrum BASE TUNED --layers 0-11 --modules q_proj k_proj --csv scaling.csv\n\n"
         "Example: adaptermix spectrum mbart-large-50 mbart-m2m mbart-m2o --layers 'encoder.*' --table scaling.md",
+    ),
+    Command(
+        name="report",
+        summary="Write an HTML page on one run, or on several side by side.",
+        options="ReportSettings",
+        function="report",
+        run="commands.report:report",
+        show="show_analysis:show_report",
+        in_recipes=False,
+        notes="A folder is an output of a command, or holds several. Files with a document of --json, such as those of "
+        "`evaluate` and `inspect`, are read too. The page needs no network.\n\n"
+        "Example: adaptermix report merged searched task.json --out report.html",
     ),
     Command(
         name="export",

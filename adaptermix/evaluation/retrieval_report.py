@@ -10,6 +10,7 @@ import numpy as np
 
 from ..io.json_types import JsonObject
 from ..io.report_view import ResultView
+from ..pictures import Picture, picture_of
 from ..tasks import Metric
 from ..tasks.data.languages import split_pair
 from ..tasks.metrics import mean, mean_ends
@@ -135,6 +136,10 @@ class Retrieval(ResultView):
         The mean over layers equals the mean of these shares over sentences.
         """
         return {name: _rows(np.mean([self.hits[layer][name] for layer in layers], axis=0).tolist()) for name in self.n}
+
+    def plot(self) -> Picture:
+        """Return a heatmap of languages and layers as SVG, for notebooks and `save`."""
+        return picture_of(self.document())
 
     def document(self) -> JsonObject:
         """Return the JSON document of `adaptermix retrieve`."""

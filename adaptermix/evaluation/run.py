@@ -20,6 +20,7 @@ from ..merging.on_model import acting
 from ..models.base import BaseModel, load_base, model_origins, note_other_base, require_causal
 from ..options import EvaluateSettings
 from ..options.paths import holds_output
+from ..pictures import Picture, picture_of
 from ..progress import SILENT, Watcher
 from ..provenance import manifest
 from ..tasks import Metric, Task, clusters_of, get_task, metrics_of
@@ -116,6 +117,10 @@ class Evaluation(ResultView):
     scorer: str | None = None
     group_scores: Mapping[str, Score] = field(default_factory=dict)
     resamples: Sequence[float] = ()
+
+    def plot(self) -> Picture:
+        """Return bars per language with 95 % intervals as SVG, for notebooks and `save`."""
+        return picture_of(self.document())
 
     def document(self) -> JsonObject:
         """Return the JSON document of `adaptermix evaluate`."""

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .tools import InspectSettings as InspectSettings
     from .tools import PushSettings as PushSettings
     from .tools import RecipeSettings as RecipeSettings
+    from .tools import ReportSettings as ReportSettings
     from .tools import RunSettings as RunSettings
     from .tools import SpectrumSettings as SpectrumSettings
     from .tools import TuneSettings as TuneSettings
@@ -65,6 +66,7 @@ _HOMES = {
         "InspectSettings",
         "PushSettings",
         "RecipeSettings",
+        "ReportSettings",
         "RunSettings",
         "SpectrumSettings",
         "TuneSettings",

@@ -81,6 +81,7 @@ _FORMS: dict[str, tuple[Callable[[bytes], bool], str]] = {
     "document": (lambda head: head.startswith(b"{") and b'"systems"' in head, "a document of `compare --document`"),
     "csv": (lambda head: head.startswith(b"module,layer,kind,"), "a table of `spectrum --csv`"),
     "table": (lambda head: head.startswith((b"| layer | model |", b"layer,model,")), "a table of `spectrum --table`"),
+    "out": (lambda head: b'content="adaptermix report"' in head, "a page of `adaptermix report`"),
     "plot": (
         lambda head: head.startswith(b"\x89PNG") and (b"adaptermix" in head or b"Matplotlib" in head),
         "a picture of this toolkit",

@@ -71,6 +71,16 @@ class VerifySettings(Settings):
     )
 
 
+class ReportSettings(Settings):
+    """Write one HTML page on outputs: adapters and weights, data, scores with intervals, pictures."""
+
+    folders: Annotated[Files, Reads(OTHER), Argument("DIR...")] = Field(
+        description="output folders of adaptermix, folders of several, or files with a document of --json"
+    )
+    out: Annotated[str, Writes("out", is_main=True)] = Field("report.html", description="HTML file for the page")
+    overwrite: Annotated[bool, Role.HANDLING] = Field(False, description="replace an existing page of this toolkit")
+
+
 class InspectSettings(Settings):
     """Look into adapters: norms, ranks and shares per layer and module; how every two of them interfere."""
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..io.markup import as_html
+from ..pictures.page import page
 from .decision import CONTROL_NAME
 from .figures import pictures
 from .space import label_of
@@ -22,15 +23,6 @@ _TITLES = {
     "layers": "Chosen weights over the layers",
     "cost": "Best score against cost",
 }
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .7rem; text-align: right; }
-th:first-child, td:first-child { text-align: left; }
-tr:nth-child(even) { background: #f4f4f4; }
-.chosen { font-weight: 600; }
-img { max-width: 100%; } .wide { overflow-x: auto; } .verdict { font-size: 1.1rem; }
-"""
 
 
 def report_files(result: SearchResult, *, name: str) -> dict[str, bytes]:
@@ -45,7 +37,6 @@ def _page(result: SearchResult, name: str, drawn: Mapping[str, bytes]) -> str:
     rows = len(result.trials) * len(result.baseline.answers)
     seconds = sum(trial.seconds for trial in result.trials)
     parts = [
-        f"<h1>{as_html(name)}</h1>",
         f'<p class="verdict">{as_html(_capital(result.sentence()))}</p>',
         f"<p>Chosen on {as_html(result.chosen_on)} ({as_html(result.rule)}, "
         f"{as_html(result.objective)} of {as_html(result.metric)}): <b>"
@@ -60,11 +51,7 @@ def _page(result: SearchResult, name: str, drawn: Mapping[str, bytes]) -> str:
         title = as_html(_TITLES[picture])
         parts.append(f'<h2>{title}</h2>\n<img alt="{title}" src="data:image/png;base64,{data}">')
     parts += ["<h2>Trials</h2>", f'<div class="wide">{_table(result)}</div>']
-    body = "\n".join(parts)
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{as_html(name)}</title>\n'
-        f"<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-    )
+    return page(name, parts)
 
 
 def _capital(text: str) -> str:

@@ -10,6 +10,7 @@ from ..evaluation.run import Evaluation
 from ..evaluation.score import Score, documents
 from ..io.json_types import JsonObject
 from ..io.report_view import ResultView
+from ..pictures import Picture, picture_of
 from .decision import Decision
 from .references import DevScores
 from .space import label_of
@@ -87,6 +88,10 @@ class SearchResult(ResultView):
         if self.chosen is self.baseline:
             return self.baseline_score
         return next(score for trial, score in zip(self.trials, self.scores, strict=True) if trial is self.chosen)
+
+    def plot(self) -> Picture:
+        """Return scores over the weight, if one is free, and bars per language as SVG, for notebooks and `save`."""
+        return picture_of(self.document())
 
     def document(self) -> JsonObject:
         """Return the JSON document of `adaptermix search`."""
