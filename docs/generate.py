@@ -1,4 +1,4 @@
-"""Write the pages of docs/reference from the code: commands, merge methods, errors.
+"""Write the pages of docs/reference from the code: commands, merge methods, data sets, errors.
 
 `scripts/docs --reference` writes them; a test compares them with the code.
 """
@@ -14,6 +14,7 @@ from adaptermix.cli import COMMANDS
 from adaptermix.cli.parse import SettingsOption, click_command
 from adaptermix.commands.record import Command
 from adaptermix.methods.listing import list_methods
+from adaptermix.tasks.data.presets import PAIRS, PRESETS
 
 DOCS = Path(__file__).parent
 _NOTE = "<!-- Written by scripts/docs --reference from the code. Change the code, not this page. -->"
@@ -115,7 +116,27 @@ def errors_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"commands.md": commands_page, "methods.md": methods_page, "errors.md": errors_page}
+def data_sets_page() -> str:
+    """Return the page of the data sets with names."""
+    lines = [
+        f"# Data sets by name\n\n{_NOTE}\n\n`preset:NAME[:LANGUAGE,LANGUAGE...][:SPLIT]` is a data file of every "
+        "command, such as `preset:belebele:de,tr`; see [formats](../formats.md).\n",
+        "| name | data set of the Hub | tasks | default split | columns |",
+        "|---|---|---|---|---|",
+    ]
+    for name, preset in sorted(PRESETS.items()):
+        columns = ", ".join(f"`{field}={column}`" for field, column in preset.columns.items())
+        tasks = ", ".join("pairs, translate" if task == PAIRS else task for task in preset.tasks)
+        lines.append(f"| `{name}` | `{preset.hub}` | {tasks} | {preset.split} | {columns} |")
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {
+    "data_sets.md": data_sets_page,
+    "commands.md": commands_page,
+    "methods.md": methods_page,
+    "errors.md": errors_page,
+}
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from ..io.files import write_whole
 from ..io.json_types import JsonObject
 from ..io.limited_yaml import Filling, shortened
 from ..io.markup import as_markdown, markdown_table
-from ..io.places import Faults
+from ..io.yaml_lines import Faults
 from ..options.base import described
 
 FILES = ("expected.json", "expected.md")

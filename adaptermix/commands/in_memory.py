@@ -30,7 +30,7 @@ def stored(schema: type[Settings], fields: Mapping[str, object]) -> Iterator[dic
         fields: The arguments by name.
 
     Raises:
-        UsageError: rows have no JSON form, or there are none.
+        UsageError: rows have no JSON form, or a list has no rows.
         PlanError: an adapter is of another kind.
     """
     marks = marks_of(schema, Reads)

@@ -8,7 +8,7 @@ from itertools import product
 from math import prod
 
 from ..io.limited_yaml import Filling, names_in, shortened
-from ..io.places import Faults, Place
+from ..io.yaml_lines import Faults, KeyPath
 
 MOST_STEPS = 2000
 """Most steps of a recipe, with those of all passes of its loops."""
@@ -96,7 +96,7 @@ class _Loops:
             loop_entry = entry if isinstance(entry, dict) and "each" in entry else None
             if wrong := sorted(names_in(loop_entry["each"] if loop_entry else entry) & unset):
                 self._faults.at(
-                    place_of(written),
+                    key_path_of(written),
                     f"{_position(written)}: ${{{wrong[0]}}} has a value only in the steps of the loop that sets "
                     f"{', '.join(sorted(outside))}.",
                 )
@@ -119,18 +119,18 @@ class _Loops:
         if set(entry) != set(_KEYS) or not isinstance(steps, list) or not steps:
             keys = ", ".join(map(str, entry))
             self._faults.at(
-                place_of(written),
+                key_path_of(written),
                 f"{_position(written)}: a loop must have 'each' and a list 'steps' of at least one step, found {keys}.",
             )
             return
         try:
             passes = _passes(self._filling.of(known)(entry["each"]))
         except ValueError as error:
-            self._faults.at((*place_of(written), "each"), f"{_position(written)}: {error}")
+            self._faults.at((*key_path_of(written), "each"), f"{_position(written)}: {error}")
             return
         if twice := sorted({name for values in passes for name in values} & set(scope)):
             self._faults.at(
-                (*place_of(written), "each"),
+                (*key_path_of(written), "each"),
                 f"{_position(written)}: each must set new variables, and {twice[0]!r} is a variable already. Give it "
                 "another name.",
             )
@@ -139,7 +139,7 @@ class _Loops:
             self.add(steps, {**scope, **values}, {**known, **values}, written, {**loop, **values})
 
 
-def place_of(written: tuple[int, ...]) -> Place:
+def key_path_of(written: tuple[int, ...]) -> KeyPath:
     """Return the place in the file of an entry, see `Entry.written`."""
     return [part for number in written for part in ("steps", number - 1)]
 

@@ -11,13 +11,13 @@ from pydantic import ValidationError
 
 from ..errors import ConfigError, UsageError, near_or_known
 from ..io.limited_yaml import Filling, names_in, read_yaml, shortened
-from ..io.places import Faults, Place
+from ..io.yaml_lines import Faults, KeyPath
 from ..options import Settings
 from ..options.base import described
 from ..tasks import get_task
 from ..tasks.base import require_comparable
 from .expected import Table, read_tables
-from .loops import Entry, expand, place_of
+from .loops import Entry, expand, key_path_of
 from .table import COMMANDS
 
 STEPS = {command.name: command.schema() for command in COMMANDS.values() if command.in_recipes}
@@ -79,7 +79,7 @@ class _Faults:
         self._faults = faults
         self._seen: set[tuple[tuple[int, ...], str]] = set()
 
-    def add(self, entry: Entry, step: str, fault: str, *, at: Place = ()) -> None:
+    def add(self, entry: Entry, step: str, fault: str, *, at: KeyPath = ()) -> None:
         """Add the fault of an entry.
 
         Args:
@@ -90,7 +90,7 @@ class _Faults:
         """
         if (entry.written, fault) not in self._seen:
             self._seen.add((entry.written, fault))
-            self._faults.at((*place_of(entry.written), *at), f"{step}{fault}")
+            self._faults.at((*key_path_of(entry.written), *at), f"{step}{fault}")
 
 
 def _step(number: int, entry: Entry, overrides: Mapping[str, object], faults: _Faults) -> Step | None:

@@ -62,7 +62,7 @@ class TestFile:
         return self.file.row_hashes()
 
 
-class Asked(NamedTuple):
+class Request(NamedTuple):
     """How the rows of a step are read.
 
     Args:
@@ -74,7 +74,7 @@ class Asked(NamedTuple):
     columns: tuple[tuple[str, str], ...]
 
     @classmethod
-    def of(cls, settings: Settings) -> Asked:
+    def of(cls, settings: Settings) -> Request:
         """Return it for the settings of a step."""
         task, columns = getattr(settings, "task", None), getattr(settings, "columns", {})
         return cls(None if task is None else str(task), tuple(columns.items()))
@@ -94,7 +94,7 @@ def data_files(settings: Settings) -> list[tuple[str, DataFile]]:
             files = _named(argument, rows)
             used += [(mark.use, file) for file in files]
             there += [] if files else [argument]
-        used += [(mark.use, file) for file in _read(mark.form, Asked.of(settings), there, rows)]
+        used += [(mark.use, file) for file in _read(mark.form, Request.of(settings), there, rows)]
     return used
 
 
@@ -110,34 +110,34 @@ def _named(argument: str, rows: str | None) -> list[DataFile]:
     return [NamedFile(path=file.path, languages=(), used=UsedRows(tuple, rows)) for file in files]
 
 
-def _read(form: Form, asked: Asked, arguments: Sequence[str], rows: str | None) -> Sequence[DataFile]:
+def _read(form: Form, request: Request, arguments: Sequence[str], rows: str | None) -> Sequence[DataFile]:
     if not arguments:
         return ()
     files = find_files(arguments)
     marks = tuple((file.path.absolute(), file.path.stat().st_size, file.path.stat().st_mtime_ns) for file in files)
     try:
-        return _read_once(form, asked, tuple(arguments), rows, marks)
+        return _read_once(form, request, tuple(arguments), rows, marks)
     except AdapterMixError:
         return files
 
 
 @lru_cache(maxsize=64)
 def _read_once(
-    form: Form, asked: Asked, arguments: tuple[str, ...], rows: str | None, _marks: object
+    form: Form, request: Request, arguments: tuple[str, ...], rows: str | None, _marks: object
 ) -> Sequence[DataFile]:
     """Read files; the candidates of a search over settings have them in common."""
-    return _READERS[form](asked, arguments, rows)
+    return _READERS[form](request, arguments, rows)
 
 
-def _of_task(asked: Asked, arguments: Sequence[str], rows: str | None) -> Sequence[DataFile]:
-    if asked.task is None:  # of `statistics`, whose data are then texts
-        return _texts(asked, arguments, rows)
+def _of_task(request: Request, arguments: Sequence[str], rows: str | None) -> Sequence[DataFile]:
+    if request.task is None:  # of `statistics`, whose data are then texts
+        return _texts(request, arguments, rows)
     from ..tasks import get_task
 
-    return get_task(asked.task, dict(asked.columns)).read(arguments, rows=rows)[1]
+    return get_task(request.task, dict(request.columns)).read(arguments, rows=rows)[1]
 
 
-def _texts(_asked: Asked, arguments: Sequence[str], rows: str | None) -> Sequence[DataFile]:
+def _texts(_request: Request, arguments: Sequence[str], rows: str | None) -> Sequence[DataFile]:
     from ..tasks.data.texts import texts_of
 
     return texts_of(arguments, rows=rows)[1]
@@ -154,7 +154,7 @@ def faults_of_data(settings: Settings, made: Collection[Path]) -> list[tuple[str
         made: Outputs of earlier steps. Files of these names, or inside them, need not be there yet.
     """
     faults: list[tuple[str, Coded]] = []
-    asked = Asked.of(settings)
+    request = Request.of(settings)
     for name, mark in data_options(type(settings)).items():
         arguments = [argument for argument in getattr(settings, name) if not _is_made(argument, made)]
         files: list[DataFile] = []
@@ -167,7 +167,7 @@ def faults_of_data(settings: Settings, made: Collection[Path]) -> list[tuple[str
         if mark.form == "parallel" and len(here) < len(getattr(settings, name)):
             continue  # one text per language: they can only be read together
         rows = getattr(settings, mark.rows) if mark.rows else None
-        faults += [(name, fault) for fault in _faults_of_files(mark.form, asked, here, rows)]
+        faults += [(name, fault) for fault in _faults_of_files(mark.form, request, here, rows)]
     return faults
 
 
@@ -184,15 +184,15 @@ def _argument_of(file: DataFile) -> str:
     return f"{'-'.join(file.languages)}={file.path}" if file.is_given else str(file.path)
 
 
-def _faults_of_files(form: Form, asked: Asked, arguments: Sequence[str], rows: str | None) -> list[Coded]:
+def _faults_of_files(form: Form, request: Request, arguments: Sequence[str], rows: str | None) -> list[Coded]:
     """Read files together; if that fails, read them one by one, so that each fault is found."""
     if not arguments:
         return []
     try:
-        files = _READERS[form](asked, arguments, rows)
+        files = _READERS[form](request, arguments, rows)
     except Coded as error:
         single = [] if form == "parallel" or len(arguments) == 1 else arguments
-        faults = [fault for argument in single for fault in _faults_of_files(form, asked, [argument], rows)]
+        faults = [fault for argument in single for fault in _faults_of_files(form, request, [argument], rows)]
         # Files that belong together, such as the two sides of translations, fail alone for another reason.
         return faults if str(error) in map(str, faults) else [error]
     return [
@@ -205,9 +205,9 @@ def _faults_of_files(form: Form, asked: Asked, arguments: Sequence[str], rows: s
     ]
 
 
-_READERS: Mapping[Form, Callable[[Asked, Sequence[str], str | None], Sequence[DataFile]]] = {
+_READERS: Mapping[Form, Callable[[Request, Sequence[str], str | None], Sequence[DataFile]]] = {
     "task": _of_task,
-    "pairs": lambda _asked, arguments, rows: read_pairs(arguments, rows=rows)[1],
-    "parallel": lambda _asked, arguments, rows: read_parallel(arguments, rows=rows).files,
+    "pairs": lambda _request, arguments, rows: read_pairs(arguments, rows=rows)[1],
+    "parallel": lambda _request, arguments, rows: read_parallel(arguments, rows=rows).files,
     "texts": _texts,
 }

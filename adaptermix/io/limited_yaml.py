@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from ..errors import ConfigError, did_you_mean
-from .places import Faults
+from .yaml_lines import Faults
 
 MOST_BYTES, MOST_DEPTH, MOST_ENTRIES, MOST_CHARACTERS = 2**20, 40, 100_000, 2**22
 _LONGEST_NUMBER = 400

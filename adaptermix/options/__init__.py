@@ -1,7 +1,7 @@
 """Settings of every command, once: recipes are validated by them, command-line options are made from them.
 
-A field's description is its help text. Modules are imported when one of their classes is first used, and none of them
-imports torch, so that help texts and refusals are fast.
+A field's description is its help text. Modules are imported when one of their classes is first used, and without torch,
+so that help texts and refusals are fast.
 """
 
 from __future__ import annotations
@@ -80,14 +80,14 @@ __all__ = sorted(_HOME_OF)  # noqa: PLE0605  (a sorted list of texts)
 
 
 def all_settings() -> list[type[Settings]]:
-    """Return every class of options, of whatever module; `Settings` itself is the first."""
+    """Return every class of options of all modules; `Settings` itself is the first."""
     for home in _HOMES:
         import_module(f".{home}", __name__)
     from .base import Settings
 
     classes: list[type[Settings]] = [Settings]
     for cls in classes:
-        classes += [own for own in cls.__subclasses__() if own not in classes]
+        classes += [each for each in cls.__subclasses__() if each not in classes]
     return classes
 
 

@@ -106,7 +106,7 @@ class AlignSettings(AlignOptions, TrainingSettings):
     layer: Annotated[Layer, Role.DEV_CURVE, Role.COMMON, Role.CLOSED_FORM] = Field("middle", description=LAYER)
     objective: Annotated[Objective, Role.COMMON] = Field(
         "distil",
-        description="what is learned: the states that the frozen base has of the translation (distil), translations "
+        description="the objective: the states that the frozen base has of the translation (distil), translations "
         "close together and other pairs apart (contrastive, as published), or both; contrastive is the default with "
         "one of its options, such as --temperature",
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import AdapterFormatError, DataError, UsageError, did_you_mean
 from .base import Settings
+from .foreign_adapters import refuse_foreign
 from .registries import TASKS
 from .roles import ADAPTER, Reads, marks_of, values_of
 
@@ -47,9 +48,10 @@ def require_adapter(path: str | Path) -> Path:
     """Return the folder of an adapter.
 
     Raises:
-        AdapterFormatError: there is no such folder.
+        AdapterFormatError: there is no such folder, or another tool wrote it; see `refuse_foreign`.
     """
     folder = Path(path)
+    refuse_foreign(folder)
     try:
         is_folder = folder.is_dir()
     except OSError:  # a name that is too long

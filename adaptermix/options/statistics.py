@@ -56,6 +56,10 @@ class StatisticsSettings(ReadsRows, Placed, Written):
             raise InvalidValueError(
                 "--method fisher needs rows with answers: add --task TASK", code="statistics.no-task"
             )
+        if self.columns and self.task is None:
+            raise InvalidValueError(
+                "--columns names fields of a task: add --task, or drop it", code="statistics.columns"
+            )
         if self.template and self.task is None:
             raise InvalidValueError(
                 "--template is the prompt of a task: add --task, or drop it",

@@ -279,15 +279,11 @@ def task(cls: type[T]) -> type[T]:
 
 
 def get_task(name: str, columns: Mapping[str, str] | None = None) -> Task:
-    """Return a task by name.
-
-    Args:
-        name: The name.
-        columns: For a task of data whose columns have other names: the column of each field, such as {"text": "utt"}.
+    """Return a task by name, for data whose fields are in the columns of other names that `columns` maps them to.
 
     Raises:
-        UsageError: no task has this name, the package that offers it cannot be imported, or the task, of another
-            package, reads its files itself and does not know such columns.
+        UsageError: no task has this name, its package cannot be imported, or it is of another package without such
+            columns.
     """
     require_task(name)
     if not columns:

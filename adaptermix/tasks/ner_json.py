@@ -12,7 +12,7 @@ from ..errors import DataError
 from ..io.json_types import JsonObject, JsonValue
 from .base import task
 from .data.files import DataFile
-from .data.tables import is_json, row_cluster, row_language, usable
+from .data.tables import is_json, named_language, row_cluster, row_language, usable
 from .metrics import Counts, Metric, f1_ends, micro_f1
 from .prompts import Template, table
 from .tagged import (
@@ -202,7 +202,7 @@ def _with_tags(file: DataFile, number: int, row: JsonObject, tags: JsonValue) ->
             code="row.tokens-tags",
         )
     check_tags(file, number, tags, _TAG)
-    return replace(_from_tags(tokens, tags, "", row_language(file, row.get("language"))), cluster=row_cluster(row))
+    return replace(_from_tags(tokens, tags, "", row_language(file, named_language(row))), cluster=row_cluster(row))
 
 
 def _spelled_out(file: DataFile, number: int, row: JsonObject) -> NerRow | DataError | None:
@@ -212,7 +212,7 @@ def _spelled_out(file: DataFile, number: int, row: JsonObject) -> NerRow | DataE
             row.get("text") or "",
             row.get("tokens", []),
             row["entities"],
-            row.get("language"),
+            named_language(row),
         )
         if not isinstance(text, str) or not isinstance(listed, list) or not isinstance(spelled, Iterable):
             raise TypeError("not text and lists")

@@ -9,7 +9,7 @@ from ..errors import DataError
 from ..io.json_types import JsonObject
 from .base import BaseTask, task
 from .data.files import DataFile
-from .data.tables import is_json, row_cluster, row_language, usable
+from .data.tables import is_json, named_language, row_cluster, row_language, usable
 from .labels import macro_f1
 from .metrics import Metric, f1_ends, mean, mean_ends
 from .prompts import Template, table
@@ -102,7 +102,7 @@ def _json(file: DataFile) -> Iterator[TaggedRow | None]:
                 "them text.",
                 code="pos.json",
             )
-        yield _row(tokens, tags, row_language(file, row.get("language")), row_cluster(row))
+        yield _row(tokens, tags, row_language(file, named_language(row)), row_cluster(row))
 
 
 @task

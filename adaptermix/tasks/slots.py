@@ -13,7 +13,7 @@ from itertools import chain, groupby
 from ..errors import DataError
 from .base import task
 from .data.files import DataFile
-from .data.tables import row_cluster, row_language
+from .data.tables import named_language, row_cluster, row_language
 from .metrics import Counts, Metric, f1_ends, micro_f1
 from .prompts import Template, table
 from .tagged import Pairs, Tagged, TaggedRow, TaggedTask, check_tags, count_bags, iob2_spans, split_tokens
@@ -175,7 +175,7 @@ def _spelled_out(file: DataFile) -> Iterator[SlotRow | None]:
                 f'{file.path}:{number}: a row must be {{"text": ..., "slots": [{{"type": ..., "value": ...}}]}}.',
                 code="slots.json",
             ) from error
-        language = row_language(file, row.get("language"))
+        language = row_language(file, named_language(row))
         made = SlotRow(text=str(text), slots=slots, language=language, cluster=row_cluster(row))
         yield made if str(text).strip() else None
 
@@ -193,7 +193,7 @@ def _tagged_rows(file: DataFile) -> Iterator[SlotRow | None]:
             )
         words, marks = list(map(str, listed[: len(listed) // 2])), list(map(str, listed[len(listed) // 2 :]))
         check_tags(file, number, marks, _TAG)
-        text, language = row.get("text"), row_language(file, row.get("language", row.get("lang")))
+        text, language = row.get("text"), row_language(file, named_language(row))
         made = _row_from_iob2(words, marks, text if isinstance(text, str) else " ".join(words), language)
         yield replace(made, cluster=row_cluster(row)) if words else None
 

@@ -18,7 +18,7 @@ class NamedColumns(DataFile):
     """A file of JSONL, CSV or TSV, read as one JSON object a line in which fields have the names that tasks know.
 
     Args:
-        original: The file as it is; a table must have a header.
+        original: The file on the disk; a table must have a header.
         columns: The column of each field.
     """
 

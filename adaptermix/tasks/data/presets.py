@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError, did_you_mean
-from ...io.json_types import JsonObject
+from ...io.json_types import JsonObject, JsonValue
 from ...models.languages import canonical_language
 from .files import OPENERS, DataFile
 from .hub import HubData
@@ -35,6 +35,7 @@ class Preset:
         config: The one configuration, if it has a name.
         columns: The column of each field whose name differs.
         joined: Column by which two configurations of one language each are joined to pairs.
+        tags: Names of the tags of tokens, where the data have their numbers only.
     """
 
     hub: str
@@ -44,8 +45,11 @@ class Preset:
     config: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     joined: str | None = None
+    tags: tuple[str, ...] = ()
 
 
+_MULTINERD = ("PER", "ORG", "LOC", "ANIM", "BIO", "CEL", "DIS", "EVE")
+_MULTINERD_MORE = ("FOOD", "INST", "MEDIA", "MYTH", "PLANT", "TIME", "VEHI")
 _CONVERTED = "@refs/convert/parquet"
 PRESETS = {
     "afrisenti": Preset(
@@ -62,6 +66,12 @@ PRESETS = {
         configs=r"(?P<code>[a-z]{2}-[A-Z]{2})",
         columns={"text": "utt", "label": "intent"},
     ),
+    "multinerd": Preset(
+        hub="Babelscape/multinerd",
+        tasks=("ner-json",),
+        configs=None,
+        tags=("O", *(f"{mark}-{kind}" for kind in (*_MULTINERD, *_MULTINERD_MORE) for mark in "BI")),
+    ),
     "ntrex": Preset(hub="mteb/NTREX", tasks=(PAIRS,), configs=None),
     "nusax": Preset(hub="mteb/NusaX-senti", tasks=("classify",)),
     "sib200": Preset(hub="Davlan/sib200", tasks=("classify",), configs=_FLORES_CODE, columns={"label": "category"}),
@@ -76,7 +86,7 @@ PRESETS = {
     "xnli": Preset(hub="facebook/xnli", tasks=("nli",)),
     "xquad": Preset(hub="google/xquad", tasks=("qa",), split="validation", configs=r"xquad\.(?P<code>[a-z]{2})"),
 }
-"""Data sets by name; docs/formats.md shows them as a table."""
+"""Data sets by name; docs/reference/data_sets.md shows them as a table."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,13 +114,34 @@ class JoinedData(HubData):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RowsByIdLanguage(HubData):
-    """Rows of one language of a configuration whose ids start with the name of the language, as in TyDiQA."""
+class RowsOfAll(HubData):
+    """Rows of one configuration for all languages, or those of one language.
+
+    The language of a row is in its column `lang`, as in MultiNERD, or its id starts with the name, as in TyDiQA.
+
+    Args:
+        tags: Names of the tags in `ner_tags`, if these are numbers without names.
+    """
+
+    tags: tuple[str, ...] = ()
 
     def _rows(self) -> Iterator[JsonObject]:
         for row in self._rows_of(self.config):
-            if code_of_name(str(row["id"]).partition("-")[0]) == self.language:
-                yield row
+            code = row["lang"] if "lang" in row else code_of_name(str(row.get("id")).partition("-")[0])
+            if self.language is None or canonical_language(str(code)) == self.language:
+                yield row | ({"ner_tags": self._named_tags(row)} if self.tags else {})
+
+    def _named_tags(self, row: JsonObject) -> list[JsonValue]:
+        """Return the tags of a row by their names."""
+        numbers = row.get("ner_tags")
+        if not isinstance(numbers, list) or not all(
+            isinstance(number, int) and 0 <= number < len(self.tags) for number in numbers
+        ):
+            raise DataError(
+                f"{self.path}: ner_tags must be numbers from 0 to {len(self.tags) - 1}, found {str(numbers)[:60]}.",
+                code="preset.tags",
+            )
+        return [self.tags[number] for number in numbers if isinstance(number, int)]
 
 
 def configurations(preset: Preset) -> dict[str, str]:
@@ -232,10 +263,8 @@ def _unconfigured(name: str, preset: Preset, text: str, split: str) -> HubData:
     if PAIRS in preset.tasks:
         pair = _pair_in(name, text)
         return HubData(**common, languages=tuple(canonical_language(each) or each for each in pair), is_given=True)
-    if not text:
-        return HubData(**common, config=preset.config, languages=())
-    code = canonical_language(text) or text
-    return RowsByIdLanguage(**common, config=preset.config, languages=(code,), is_given=True)
+    codes = (canonical_language(text) or text,) if text else ()
+    return RowsOfAll(**common, config=preset.config, languages=codes, is_given=bool(codes), tags=preset.tags)
 
 
 OPENERS["preset"] = open_preset

@@ -71,6 +71,11 @@ def row_language(file: DataFile, named: object = None) -> str:
     return file.language
 
 
+def named_language(row: Mapping[str, object]) -> object:
+    """Return the language that a JSON row names, or None."""
+    return next((row[name] for name in LANGUAGE_NAMES if row.get(name) is not None), None)
+
+
 def row_cluster(row: Mapping[str, object]) -> str:
     """Return the name of the group of dependent rows that a JSON row belongs to, or nothing."""
     return next((str(row[name]) for name in CLUSTER_NAMES if row.get(name) is not None), "")

@@ -81,7 +81,7 @@ def test_a_preset_reads_its_layout(name: str) -> None:
 
 
 def test_every_preset_is_tested() -> None:
-    assert {*LAYOUTS, "flores", "ntrex", "tydiqa-goldp"} == set(PRESETS)
+    assert {*LAYOUTS, "flores", "multinerd", "ntrex", "tydiqa-goldp"} == set(PRESETS)
 
 
 def test_massive_has_intents_too() -> None:
@@ -140,6 +140,25 @@ def test_other_presets_are_refused(argument: str) -> None:
         find_files([argument])
 
 
-def test_the_documentation_names_every_preset() -> None:
-    text = (Path(__file__).parents[3] / "docs" / "formats.md").read_text(encoding="utf-8")
-    assert [name for name in PRESETS if f"`{name}`" not in text] == []
+def test_multinerd_has_tags_as_numbers_and_a_language_column() -> None:
+    german = {"tokens": ["Anna", "sieht", "Löwen"], "ner_tags": [1, 0, 7], "lang": "de"}
+    english = {"tokens": ["Paris"], "ner_tags": [5], "lang": "en"}
+    lay_out("multinerd", {"default": [german, english]})
+    rows, _ = get_task("ner-json").read(["preset:multinerd"])
+    assert [row.language for row in rows] == ["de", "en"]
+    ((german_row), *others), _ = get_task("ner-json").read(["preset:multinerd:de"])
+    assert not others
+    assert dict(get_task("ner-json").fields(german_row)) == dict(get_task("ner-json").fields(rows[0]))
+    assert all(word in get_task("ner-json").answer(german_row) for word in ("PER", "Anna", "ANIM", "Löwen"))
+
+
+def test_tags_that_multinerd_does_not_have_are_refused() -> None:
+    lay_out("multinerd", {"default": [{"tokens": ["Anna"], "ner_tags": [31], "lang": "de"}]})
+    with refuses("preset.tags: from 0 to 30"):
+        get_task("ner-json").read(["preset:multinerd:de"])
+
+
+def test_every_preset_is_in_the_documentation() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "reference" / "data_sets.md").read_text(encoding="utf-8")
+    for name, preset in PRESETS.items():
+        assert f"| `{name}` | `{preset.hub}` |" in page, "run scripts/docs --reference"

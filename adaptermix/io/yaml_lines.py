@@ -7,47 +7,47 @@ from pathlib import Path
 
 import yaml
 
-Place = Sequence[str | int]
+KeyPath = Sequence[str | int]
 """Keys and positions (from 0) from the top of a document, such as ("steps", 2, "merge", "weights")."""
 
 
 class Faults(list[str]):
-    """Faults of a YAML file, each a sentence, and their places in it."""
+    """Faults of a YAML file, each a sentence, and the keys that lead to them."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._places: dict[str, Place | str] = {}
+        self._paths: dict[str, KeyPath | str] = {}
 
-    def at(self, place: Place | str, fault: str) -> None:
+    def at(self, path: KeyPath | str, fault: str) -> None:
         """Add a fault, once.
 
         Args:
-            place: Its place, or a text in it, such as `${name}`.
+            path: The keys that lead to it, or a text in it, such as `${name}`.
             fault: The sentence.
         """
         if fault not in self:
             self.append(fault)
-            self._places[fault] = place
+            self._paths[fault] = path
 
-    def with_lines(self, path: Path) -> list[str]:
-        """Return the faults in the order of the file, each with its line where the place is known."""
+    def with_lines(self, file: Path) -> list[str]:
+        """Return the faults in the order of the file, each with its line where that is known."""
         try:
-            top = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+            top = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         except (OSError, ValueError, yaml.YAMLError):  # another process has just changed the file
             top = None
-        found = [(_line(top, self._places.get(fault, ())), fault) for fault in self]
-        found.sort(key=lambda item: item[0])
-        return [f"line {line}: {fault}" if line else fault for line, fault in found]
+        lines = [(_line(top, self._paths.get(fault, ())), fault) for fault in self]
+        lines.sort(key=lambda item: item[0])
+        return [f"line {line}: {fault}" if line else fault for line, fault in lines]
 
 
-def _line(top: yaml.Node | None, place: Place | str) -> int:
-    """Return the line of a place, from 1, or of the deepest part of it that exists; 0 without one."""
-    if top is None or not place:
+def _line(top: yaml.Node | None, path: KeyPath | str) -> int:
+    """Return the line of a value, from 1, or of the last key of its path that exists; 0 without one."""
+    if top is None or not path:
         return 0
-    if isinstance(place, str):
-        return _line_of_text(top, place)
+    if isinstance(path, str):
+        return _line_of_text(top, path)
     node, line = top, 0
-    for part in place:
+    for part in path:
         if isinstance(node, yaml.MappingNode):
             pairs = [pair for pair in node.value if pair[0].value == part]
             if not pairs:

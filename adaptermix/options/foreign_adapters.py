@@ -1,0 +1,55 @@
+"""Adapters of MLX and of kohya's scripts, which are recognised to say how to convert them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..errors import AdapterFormatError
+
+_MOST_HEADER = 2**26
+"""Bytes of the header of a safetensors file that is looked at."""
+
+
+def refuse_foreign(path: Path) -> None:
+    """Refuse an adapter that another tool wrote in another format than PEFT's.
+
+    Args:
+        path: Folder or file.
+
+    Raises:
+        AdapterFormatError: it is an adapter of MLX (`adapters.safetensors` with `lora_parameters`) or of kohya's
+            sd-scripts (one file with `lora_down` and `lora_up`).
+    """
+    try:
+        is_mlx = any((path / name).is_file() for name in ("adapters.safetensors", "adapters.npz"))
+        is_peft = (path / "adapter_model.safetensors").is_file()
+        files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+        is_kohya = not is_peft and any(_is_kohya(file) for file in files if file.suffix == ".safetensors")
+    except OSError:  # there is no such file, or its name is too long
+        return
+    if is_mlx and not is_peft:
+        raise AdapterFormatError(
+            f"an adapter must be in PEFT's format, and {path} is one of MLX: convert it to PEFT first (transpose "
+            "lora_a and lora_b to lora_A.weight and lora_B.weight, lora_alpha is scale times rank).",
+            code="adapter.mlx",
+        )
+    if is_kohya:
+        raise AdapterFormatError(
+            f"an adapter must be in PEFT's format, and {path} is a LoRA of kohya's sd-scripts (lora_down, lora_up): "
+            "convert it to PEFT first, for diffusion models with the loaders of diffusers.",
+            code="adapter.kohya",
+        )
+
+
+def _is_kohya(file: Path) -> bool:
+    """Return whether a safetensors file has the names of tensors that kohya's scripts write."""
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        if size > _MOST_HEADER:
+            return False
+        try:
+            names = json.loads(stream.read(size))
+        except (ValueError, RecursionError):
+            return False
+    return isinstance(names, dict) and any(name.endswith((".lora_down.weight", ".lora_up.weight")) for name in names)
