@@ -252,6 +252,11 @@ class SearchSettings(ReadsRows, GenerationSettings, Scored, Written):
     rank: Annotated[Positive | None, Panel.MERGE] = Field(
         None, description="recompress the merged adapter to this rank"
     )
+    saved: Annotated[str, Panel.MERGE] = Field(
+        "refuse",
+        description="fully trained tensors (heads) that differ: refuse, or the name or number of the adapter whose "
+        "tensors all candidates have",
+    )
     compact: Annotated[bool, Role.AFTERWARDS, Panel.MERGE] = Field(False, description=COMPACT)
     allow_base_mismatch: Annotated[bool, Panel.MERGE] = Field(
         False, description="merge adapters that name different base models"
@@ -321,6 +326,11 @@ class SearchSettings(ReadsRows, GenerationSettings, Scored, Written):
                 bool(self.candidates) and (not grid or self.method != "exact" or self.rank is not None),
                 "candidates.grid: --candidates are compared with weights of a grid, merged exactly: add --grid, and "
                 "drop --method and --rank",
+            ),
+            (
+                self.saved == "average",
+                "search.saved: the candidates of a search share one head: give the name or number of an adapter with "
+                "--saved",
             ),
             (self.storage == "", "storage.empty: --storage must be a file, or the URL of a database, and is empty"),
             (

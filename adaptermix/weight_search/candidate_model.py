@@ -63,7 +63,7 @@ class CandidateModel:
         """Attach the adapters while the block runs; only inside it candidates can answer."""
         names = [name for name, _ in self._base.model.named_modules()]
         self._template = replace(self._template, sources=tuple(fitted(source, names) for source in sources))
-        with acting(self._base, sources) as attached:
+        with acting(self._base, sources, saved=self._template.saved) as attached:
             self._attached = attached
             yield self
 

@@ -87,6 +87,7 @@ def prepare(settings: SearchSettings, *, writes: bool = True, watch: Watcher = S
         weights=[1.0] * len(settings.adapters),
         rank=settings.rank,
         allow_base_mismatch=settings.allow_base_mismatch,
+        saved=settings.saved,
         seed=settings.seed,
     )
     template = make_plan(plain)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
 from adaptermix import evaluate, merge, predict, search
@@ -108,6 +109,26 @@ def test_two_of_them_are_searched_and_merged(encoder: Path, plain: Path, data: P
     assert {"weights", "value"} <= set(chosen.document()["best"])
     shown = predict(TEXTS, adapter=tmp_path / "chosen", labels=LABELS, **common(encoder)).document()
     assert set(next(iter(shown["answers"].values()))) <= set(LABELS)
+
+
+@pytest.mark.parametrize(("saved", "number"), [("other", 1), ("1", 0)])
+def test_a_search_keeps_the_head_of_the_adapter_that_is_named(
+    saved: str, number: int, encoder: Path, plain: Path, data: Path, tmp_path: Path
+) -> None:
+    other = save_plain(encoder, tmp_path / "other", seed=1)
+    shared = {"dev": data, "grid": [0.5, 1.0], "labels": LABELS, "out": tmp_path / "chosen", **common(encoder)}
+    with refuses("saved.differ"):
+        search([plain, other], **shared)
+    with refuses("search.saved"):
+        search([plain, other], saved="average", **shared)
+    found = search([plain, other], saved=saved, **shared)
+    heads = [load_file(folder / "adapter_model.safetensors") for folder in (plain, other, tmp_path / "chosen")]
+    names = [name for name in heads[number] if "classifier" in name]
+    assert names
+    for name in names:
+        assert torch.equal(heads[2][name], heads[number][name])
+    scored = evaluate(adapter=tmp_path / "chosen", data=data, labels=LABELS, **common(encoder)).document()
+    assert scored["scores"]["de"]["value"] == pytest.approx(found.document()["best"]["value"])
 
 
 def test_tags_of_a_token_classifier_need_their_names(encoder: Path, tmp_path: Path) -> None:
