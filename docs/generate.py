@@ -74,8 +74,8 @@ def commands_page() -> str:
     sections = "\n".join(map(command_section, COMMANDS.values()))
     return (
         f"# Commands\n\n{_NOTE}\n\nEvery command has `--help`, `--json` (one [JSON document](json.md) on stdout, "
-        "all text on stderr) and `--quiet`. Exit codes: 0 done, 1 could not be done, 2 wrong usage, 130 interrupted. In "
-        "a recipe an option has the name without the dashes in front, and `_` for `-`.\n\n"
+        "all text on stderr) and `--quiet`. Exit codes: 0 done, 1 could not be done, 2 wrong usage, 130 interrupted. "
+        "In a recipe an option has the name without the dashes in front, and `_` for `-`.\n\n"
         f"| command | |\n|---|---|\n{contents}\n\n{sections}"
     )
 
