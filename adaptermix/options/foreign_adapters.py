@@ -25,7 +25,10 @@ def refuse_foreign(path: Path) -> None:
         is_mlx = any((path / name).is_file() for name in ("adapters.safetensors", "adapters.npz"))
         is_peft = (path / "adapter_model.safetensors").is_file()
         files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-        is_kohya = not is_peft and any(_is_kohya(file) for file in files if file.suffix == ".safetensors")
+        files = [
+            file for file in files if file.suffix == ".safetensors" and file.is_file()
+        ]  # to open a pipe would wait
+        is_kohya = not is_peft and any(map(_is_kohya, files))
     except OSError:  # there is no such file, or its name is too long
         return
     if is_mlx and not is_peft:
