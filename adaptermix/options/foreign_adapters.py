@@ -1,4 +1,4 @@
-"""Adapters of MLX and of kohya's scripts, which are recognised to say how to convert them."""
+"""Adapters of kohya's scripts, which are recognised to say how to convert them."""
 
 from __future__ import annotations
 
@@ -18,25 +18,16 @@ def refuse_foreign(path: Path) -> None:
         path: Folder or file.
 
     Raises:
-        AdapterFormatError: it is an adapter of MLX (`adapters.safetensors` with `lora_parameters`) or of kohya's
-            sd-scripts (one file with `lora_down` and `lora_up`).
+        AdapterFormatError: it is an adapter of kohya's sd-scripts (one file with `lora_down` and `lora_up`).
     """
     try:
-        is_mlx = any((path / name).is_file() for name in ("adapters.safetensors", "adapters.npz"))
         is_peft = (path / "adapter_model.safetensors").is_file()
         files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-        files = [
-            file for file in files if file.suffix == ".safetensors" and file.is_file()
-        ]  # to open a pipe would wait
+        # A pipe is no file: to open one would wait for another process.
+        files = [file for file in files if file.suffix == ".safetensors" and file.is_file()]
         is_kohya = not is_peft and any(map(_is_kohya, files))
     except OSError:  # there is no such file, or its name is too long
         return
-    if is_mlx and not is_peft:
-        raise AdapterFormatError(
-            f"an adapter must be in PEFT's format, and {path} is one of MLX: convert it to PEFT first (transpose "
-            "lora_a and lora_b to lora_A.weight and lora_B.weight, lora_alpha is scale times rank).",
-            code="adapter.mlx",
-        )
     if is_kohya:
         raise AdapterFormatError(
             f"an adapter must be in PEFT's format, and {path} is a LoRA of kohya's sd-scripts (lora_down, lora_up): "

@@ -327,11 +327,6 @@ class SearchSettings(ReadsRows, GenerationSettings, Scored, Written):
                 "candidates.grid: --candidates are compared with weights of a grid, merged exactly: add --grid, and "
                 "drop --method and --rank",
             ),
-            (
-                self.saved == "average",
-                "search.saved: the candidates of a search share one head: give the name or number of an adapter with "
-                "--saved",
-            ),
             (self.storage == "", "storage.empty: --storage must be a file, or the URL of a database, and is empty"),
             (
                 bool(self.study) and not self.storage,
@@ -343,6 +338,12 @@ class SearchSettings(ReadsRows, GenerationSettings, Scored, Written):
             ),
         )
         refuse(*self._faults_of_agreement(), *faults)
+        return self
+
+    @model_validator(mode="after")
+    def _check_saved(self) -> SearchSettings:
+        fault = "the candidates of a search share one head: give the name or number of an adapter with --saved"
+        refuse((self.saved == "average", f"search.saved: {fault}"))
         return self
 
     def _faults_of_agreement(self) -> tuple[tuple[bool, str], ...]:

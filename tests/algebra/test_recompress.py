@@ -33,7 +33,7 @@ def test_it_is_the_best_approximation(update: LowRank, rank: int) -> None:
     best, expected, gap = optimum(update, rank)
     length = float(dense(update).norm())
     error = float((low.dense() - dense(update)).norm())
-    assert error == pytest.approx(expected * length, abs=1e-6 * length)
+    assert error == pytest.approx(expected * length, abs=1e-6 * length + 1e-12)  # factors may cancel to zero
     assert residual == pytest.approx(expected, abs=1e-6)
     if gap > 1e-3:  # the optimum is unique
         assert (low.dense() - best).norm() <= 1e-6 * length
@@ -46,7 +46,7 @@ def test_it_is_the_best_approximation_of_float32_factors(update: LowRank, rank: 
     length = float(dense(update).norm())
     assert low.a.dtype == low.b.dtype == torch.float32
     error = float((low.to(torch.float64).dense() - dense(update)).norm())
-    assert error == pytest.approx(expected * length, abs=1e-6 * length)
+    assert error == pytest.approx(expected * length, abs=1e-6 * length + 1e-12)  # factors may cancel to zero
     assert residual == pytest.approx(expected, abs=1e-6)
 
 

@@ -267,7 +267,7 @@ def test_each_command_makes_the_same_again_and_names_each_changed_input(
     monkeypatch.chdir(golden)
     words = RUNS[name].split()
     for earlier in RUNS:  # another process may have run it
-        if earlier in words and not (golden / earlier).exists():
+        if earlier != name and earlier in words and not (golden / earlier).exists():
             assert run(capsys, *RUNS[earlier].split(), "--out", earlier, "--quiet")[0] == 0
     inputs = {word for word in words if (golden / word).exists()}
     code, _, said = run(capsys, *words, "--out", name, "--quiet")
