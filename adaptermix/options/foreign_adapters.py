@@ -23,7 +23,7 @@ def refuse_foreign(path: Path) -> None:
     try:
         is_peft = (path / "adapter_model.safetensors").is_file()
         files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-        # A pipe is no file: to open one would wait for another process.
+        # A pipe is not a file: to open one would wait for another process.
         files = [file for file in files if file.suffix == ".safetensors" and file.is_file()]
         is_kohya = not is_peft and any(map(_is_kohya, files))
     except OSError:  # there is no such file, or its name is too long
